@@ -1,0 +1,81 @@
+# Everything here runs from a fresh clone with Python 3.11+ and make: the first target
+# that needs it builds .venv from requirements/, hashes checked.
+
+PYTHON ?= python3
+# MLX's back end on Linux: cpu, cuda12 or cuda13. macOS has Metal and needs none.
+EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
+# Test processes side by side; 0 runs them in this one.
+WORKERS ?= 2
+MINUTES ?= 30
+# Further words for pytest, the benchmarks or the soak.
+ARGS ?=
+# UPGRADE=1 lets `make constraints` move pins that still satisfy pyproject.toml.
+UPGRADE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-$(or $(EXTRA),metal)
+DISTRIBUTIONS := integrations/langchain-mlx-guarded integrations/llama-index-llms-mlx-guarded
+PYPROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
+SUITES := $(wildcard tests/unit tests/engine tests/e2e)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench soak docs build constraints clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv (EXTRA=cuda13 for another back end)
+
+demo: $(STAMP) ## watch a load wait for a generation
+	$(BIN)/mlx-guarded demo
+
+test: $(STAMP) ## unit, engine and end-to-end tests, with coverage of guard and memory
+	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile \
+		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
+		--cov-report=term --cov-fail-under=95 $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mlx_guarded_llm integrations tests $(wildcard benchmarks)
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP) ## mixed load for MINUTES=30
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+
+docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+build: $(STAMP) ## wheels and source archives of the three distributions, into dist/
+	$(BIN)/uv build --all-packages --no-build-isolation --python $(BIN)/python
+
+constraints: $(BIN)/uv ## compile requirements/ anew (UPGRADE=1 moves every pin)
+	UV=$(BIN)/uv UPGRADE=$(UPGRADE) requirements/compile
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist site .coverage .coverage.* htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mlx_guarded_llm integrations tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/uv: requirements/setup.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# `uv pip sync` removes what is not listed, so a change of EXTRA leaves no second back end.
+$(STAMP): $(BIN)/uv $(PYPROJECTS) $(REQUIREMENTS)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes $(REQUIREMENTS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
+		--editable . $(addprefix --editable ,$(DISTRIBUTIONS))
+	@rm -f $(VENV)/.setup-*
+	@touch $(BIN)/uv $@

@@ -1,0 +1,65 @@
+"""Several MLX models in one process: no load overlaps a generation.
+
+    from mlx_guarded_llm import Backend
+
+    with Backend() as backend:
+        print(backend.generate("smollm2-135m", "What is the capital of France?").text)
+
+Importing this package imports neither mlx nor transformers; the first use does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import AsyncStream, Backend, ModelInfo, Stream
+    from .errors import GuardedLLMError
+    from .models import Catalog, ModelSpec, Progress
+    from .params import SamplingParams
+    from .record import Event, Timeline
+    from .results import Chunk, Provenance, Result, ToolCall, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncStream",
+    "Backend",
+    "Catalog",
+    "Chunk",
+    "Event",
+    "GuardedLLMError",
+    "ModelInfo",
+    "ModelSpec",
+    "Progress",
+    "Provenance",
+    "Result",
+    "SamplingParams",
+    "Stream",
+    "Timeline",
+    "ToolCall",
+    "Usage",
+]
+
+_HOMES = {
+    "backend": ("AsyncStream", "Backend", "ModelInfo", "Stream"),
+    "errors": ("GuardedLLMError",),
+    "models": ("Catalog", "ModelSpec", "Progress"),
+    "params": ("SamplingParams",),
+    "record": ("Event", "Timeline"),
+    "results": ("Chunk", "Provenance", "Result", "ToolCall", "Usage"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Each name is imported on first use, so that importing the package stays cheap.
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,546 @@
+"""The backend: what users hold. It checks what they ask and hands it to the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from ..engine.protocol import EngineOptions
+from ..errors import BackendClosed, InvalidRequest, RequestTimeout
+from ..guard import LoadDeadline
+from ..models import Catalog, ModelSpec, OnProgress
+from ..params import SamplingParams
+from ..record import Event, Record, Timeline, explain, timeline, write_perfetto
+from ..request import PromptRequest
+from ..results import Result
+from .calls import AsyncStream, Gathered, Put, Stream
+from .dispatcher import Dispatcher
+from .work import Job, ModelInfo, Request
+
+T = TypeVar("T")
+
+CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
+_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
+_ids = itertools.count(1)
+
+
+class Backend:
+    """Runs several MLX models in one process without one hurting another.
+
+    Loads wait for running generations (`load_wait`), and at that deadline generations
+    pause at a token boundary instead of being lost. One thread owns MLX, so no two
+    Metal operations overlap, whoever calls from wherever.
+
+        with Backend() as backend:
+            result = backend.generate("smollm2-135m", "What is the capital of France?")
+            print(result.text, result.guard.deferred)
+
+    Args:
+        isolation: where the engine runs; "thread" is in this process.
+        load_wait: seconds a load waits for running generations before they pause.
+        fairness_window: seconds during which a newcomer may pass a waiting load, and
+            that generations get between two pauses.
+        on_load_deadline: at `load_wait`, "pause" the generations and load, or "raise"
+            `LoadDeferredTimeout`.
+        memory_budget: bytes models may use, or text such as "12GB"; None takes what
+            the device recommends (on a CPU, 60 % of the free RAM).
+        keep_alive: seconds after which an idle model is unloaded; None keeps it until
+            its memory is needed.
+        max_queue: requests that may wait, beyond which `QueueFull` is raised.
+        max_active: requests of one model decoded together.
+        timeout: seconds a request may take in all, unless it says otherwise.
+        prefix_cache: bytes, or text, for KV caches of prompts that begin alike; None
+            takes 5 % of the budget, 0 keeps none.
+        prefill_step_size: prompt tokens computed between two decode steps.
+        catalog: finds models by name; None makes the default one.
+        offline: never use the network.
+        on_progress: told of every download, load and prefill, from another thread.
+        record_size: events kept.
+
+    Raises:
+        InvalidRequest: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        isolation: Literal["thread"] = "thread",
+        load_wait: float = 120.0,
+        fairness_window: float = 5.0,
+        on_load_deadline: LoadDeadline = "pause",
+        memory_budget: int | str | None = None,
+        keep_alive: float | None = None,
+        max_queue: int = 1024,
+        max_active: int = 32,
+        timeout: float = 3600.0,
+        prefix_cache: int | str | None = None,
+        prefill_step_size: int | None = None,
+        catalog: Catalog | None = None,
+        offline: bool = False,
+        on_progress: OnProgress | None = None,
+        record_size: int = 100_000,
+    ) -> None:
+        if isolation != "thread":
+            raise InvalidRequest(
+                f"isolation is {isolation!r}; this version has 'thread' only.",
+                hint="isolation='process' is not built yet.",
+            )
+        if on_load_deadline not in ("pause", "raise"):
+            raise InvalidRequest(
+                f"on_load_deadline is {on_load_deadline!r}; it must be 'pause' or 'raise'."
+            )
+        self.isolation = isolation
+        self.timeout = _seconds("timeout", timeout)
+        self._catalog = catalog or Catalog()
+        self._record = Record(record_size)
+        self._owner = os.getpid()
+        self._dispatcher = Dispatcher(
+            guard={
+                "load_wait": _seconds("load_wait", load_wait),
+                "fairness_window": _seconds("fairness_window", fairness_window),
+                "on_load_deadline": on_load_deadline,
+                "max_queue": _count("max_queue", max_queue),
+                "max_active": _count("max_active", max_active),
+                "keep_alive": None if keep_alive is None else _seconds("keep_alive", keep_alive),
+            },
+            engine=EngineOptions(
+                max_active=max_active,
+                prefill_step_size=None
+                if prefill_step_size is None
+                else _count("prefill_step_size", prefill_step_size),
+                prefix_cache_bytes=None
+                if prefix_cache is None
+                else _bytes("prefix_cache", prefix_cache, 0),
+            ),
+            catalog=self._catalog,
+            budget=None if memory_budget is None else _bytes("memory_budget", memory_budget, 1),
+            offline=offline,
+            record=self._record,
+            on_progress=on_progress,
+        )
+        self._closed = False
+
+    # ---- generating ---------------------------------------------------------------
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Result:
+        """Answer a prompt.
+
+        Args:
+            model: alias, folder or Hugging Face repository.
+            prompt: a string, which is one user message (or, for a model without a
+                chat template and with `raw=True`, text to continue), or a list of
+                OpenAI-style messages.
+            timeout: seconds for everything, waiting and loading included.
+            request_id: a name of your own for the record.
+            on_progress: told of this request's download, load and prefill.
+            **options: fields of `SamplingParams` (max_tokens, temperature, seed, stop
+                and so on) and of `PromptRequest` (raw, tools, thinking and so on).
+
+        Returns:
+            The whole answer; `result.guard` tells where it came from and what it
+            waited for.
+
+        Raises:
+            GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
+        """
+        gathered = Gathered()
+        identity = self._submit(
+            gathered.put, model, prompt, timeout, request_id, on_progress, options
+        )
+        return _wait(gathered.future, lambda: self.cancel(identity))
+
+    def stream(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Answer a prompt piece by piece. Takes what `generate` takes.
+
+        Returns:
+            An iterator of `Chunk`s; the last one carries usage and guard. Leaving the
+            loop early stops the generation.
+        """
+        identity = request_id or _new_id("request")
+        stream = Stream(identity, self.cancel)
+        self._submit(stream.put, model, prompt, timeout, identity, on_progress, options)
+        return stream
+
+    async def agenerate(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> Result:
+        """As `generate`, without blocking the event loop. Cancelling the task cancels it."""
+        gathered = Gathered()
+        identity = self._submit(
+            gathered.put, model, prompt, timeout, request_id, on_progress, options
+        )
+        return await _await(gathered.future, lambda: self.cancel(identity))
+
+    def astream(
+        self,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> AsyncStream:
+        """As `stream`, for `async for`. Call it inside a running event loop."""
+        identity = request_id or _new_id("request")
+        stream = AsyncStream(identity, self.cancel)
+        self._submit(stream.put, model, prompt, timeout, identity, on_progress, options)
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request at its next token, or before it starts. Never blocks.
+
+        One that was running ends with finish reason "cancelled" and what it has; one
+        that was waiting raises `RequestCancelled`. Unknown and ended ones are ignored.
+        """
+        self._dispatcher.post(lambda: self._dispatcher.cancel(request_id))
+
+    # ---- models ---------------------------------------------------------------------
+
+    def load(
+        self,
+        model: str,
+        *,
+        pin: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> ModelInfo:
+        """Make a model resident, fetching it first when needed.
+
+        Args:
+            model: alias, folder or Hugging Face repository.
+            pin: keep it from being evicted for another model.
+            timeout: seconds to wait; the load itself may go on afterwards.
+            on_progress: told of the download and the load.
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window.
+
+        Raises:
+            GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
+        """
+        job = self._ask_load(model, pin, on_progress, options)
+        _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        return self._info(job.key)
+
+    async def aload(
+        self,
+        model: str,
+        *,
+        pin: bool = False,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> ModelInfo:
+        """As `load`, without blocking the event loop."""
+        job = self._ask_load(model, pin, on_progress, options)
+        await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        return await asyncio.to_thread(self._info, job.key)
+
+    def unload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
+        """Give a model's memory back, when its requests have ended.
+
+        Returns:
+            Whether there was anything to unload.
+        """
+        job = self._ask("unload", spec=self._resolve(model, **options))
+        return bool(_wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
+
+    async def aunload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
+        """As `unload`, without blocking the event loop."""
+        job = self._ask("unload", spec=self._resolve(model, **options))
+        return bool(await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
+
+    def models(self) -> list[ModelInfo]:
+        """Every model that is resident or wanted, by name."""
+        infos: list[ModelInfo] = self._query(self._dispatcher.models)
+        return infos
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes promised to models and requests, and the budget. (0, 0) before first use."""
+        used, budget = self._query(self._dispatcher.memory)
+        return used, budget
+
+    # ---- foreign work -----------------------------------------------------------------
+
+    def run(self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None) -> T:
+        """Call `fn()` on the MLX thread, under the guard.
+
+        For MLX code of your own: an embedding model, whisper, a notebook cell. Like a
+        load it waits for running generations, up to `load_wait`, and then pauses them.
+
+        Args:
+            fn: takes nothing and returns plain values, no `mx.array`.
+            label: its name in the record.
+            timeout: seconds to wait; the function itself may go on afterwards.
+
+        Returns:
+            What `fn` returned.
+
+        Raises:
+            Exception: whatever `fn` raised.
+            InvalidRequest: it returned an `mx.array`.
+        """
+        job = self._ask("run", key=label, fn=fn)
+        value: T = _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        return value
+
+    async def arun(
+        self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None
+    ) -> T:
+        """As `run`, without blocking the event loop."""
+        job = self._ask("run", key=label, fn=fn)
+        value: T = await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        return value
+
+    # ---- the record -----------------------------------------------------------------------
+
+    def events(self) -> tuple[Event, ...]:
+        """Every transition, oldest first."""
+        return self._record.events()
+
+    def explain(self, request_id: str) -> str:
+        """One request's story, in words."""
+        return explain(self.events(), request_id)
+
+    def timeline(self) -> Timeline:
+        """Who generated, waited and loaded when. Draws itself in a notebook."""
+        return timeline(self.events())
+
+    def write_trace(self, path: str | Path) -> Path:
+        """Write the record in the Chrome trace format, for ui.perfetto.dev."""
+        path = Path(path)
+        write_perfetto(self.events(), path)
+        return path
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the engine's own process; None with isolation="thread"."""
+        return None
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def close(self, *, timeout: float = CLOSE_GRACE) -> bool:
+        """Stop everything, tell everybody who waits, and give the memory back.
+
+        Args:
+            timeout: seconds to wait for the engine, which may be in the middle of a
+                slice of a load or of foreign work.
+
+        Returns:
+            Whether the engine has stopped; if not, it will when that work ends.
+        """
+        if self._closed:
+            return not self._dispatcher.alive
+        self._closed = True
+        self._dispatcher.post(self._dispatcher.close)
+        return self._dispatcher.join(timeout)
+
+    async def aclose(self) -> bool:
+        """As `close`, without blocking the event loop."""
+        return await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # Posting is safe wherever the garbage collector runs; waiting would not be.
+        if not getattr(self, "_closed", True) and self._owner == os.getpid():
+            self._dispatcher.post(self._dispatcher.close)
+
+    # ---- small things -----------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        put: Put,
+        model: str,
+        prompt: str | Sequence[Mapping[str, Any]],
+        timeout: float | None,
+        request_id: str | None,
+        on_progress: OnProgress | None,
+        options: dict[str, Any],
+    ) -> str:
+        self._check_open()
+        sampling, prompting = _sort_options(options)
+        params = SamplingParams(**sampling)
+        now = time.monotonic()
+        request = Request(
+            id=request_id or _new_id("request"),
+            name=model,
+            spec=self._resolve(model),
+            prompt=PromptRequest(prompt, **prompting),
+            params=params,
+            seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(6)),
+            put=put,
+            submitted=now,
+            expires=now + self._timeout(timeout),
+            on_progress=on_progress,
+        )
+        self._dispatcher.post(lambda: self._dispatcher.submit(request))
+        return request.id
+
+    def _resolve(self, model: str, **options: Any) -> ModelSpec:
+        if not isinstance(model, str) or not model:
+            raise InvalidRequest(f"model is {model!r}; it must be a name.")
+        return self._catalog.resolve(model, **options)
+
+    def _ask_load(
+        self, model: str, pin: bool, on_progress: OnProgress | None, options: dict[str, Any]
+    ) -> Job:
+        spec = self._resolve(model, **options)
+        return self._ask("load", spec=spec, pin=pin, on_progress=on_progress)
+
+    def _ask(self, kind: Literal["load", "unload", "run"], **fields: Any) -> Job:
+        self._check_open()
+        job = Job(id=_new_id(kind), kind=kind, future=Future(), **fields)
+        self._dispatcher.post(lambda: self._dispatcher.ask(job))
+        return job
+
+    def _drop_job(self, job: Job) -> None:
+        self._dispatcher.post(lambda: self._dispatcher.cancel_job(job.id))
+
+    def _info(self, key: str) -> ModelInfo:
+        return next(info for info in self.models() if info.name == key)
+
+    def _query(self, function: Callable[[], Any]) -> Any:
+        self._check_open()
+        return self._dispatcher.call(function).result(CLOSE_GRACE)
+
+    def _timeout(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else _seconds("timeout", timeout)
+
+    def _check_open(self) -> None:
+        if self._owner != os.getpid():
+            raise BackendClosed(
+                "this backend belongs to the process this one was forked from.",
+                hint="Make a backend in the child, started with the 'spawn' method.",
+            )
+        if self._closed:
+            raise BackendClosed("the backend is closed.", hint="Make a new Backend().")
+
+
+def _wait(future: Future[T], give_up: Callable[[], None], timeout: float | None = None) -> T:
+    try:
+        return future.result(timeout)
+    except BaseException as error:  # KeyboardInterrupt and a timeout included
+        if future.done():
+            raise
+        give_up()
+        if isinstance(error, TimeoutError):
+            raise _too_long(timeout) from None
+        raise
+
+
+async def _await(
+    future: Future[T], give_up: Callable[[], None], timeout: float | None = None
+) -> T:
+    try:
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(future)
+    except BaseException as error:  # CancelledError and a timeout included
+        if future.done() and not future.cancelled():
+            raise
+        give_up()
+        if isinstance(error, TimeoutError):
+            raise _too_long(timeout) from None
+        raise
+
+
+def _too_long(timeout: float | None) -> RequestTimeout:
+    return RequestTimeout(
+        f"it took longer than {timeout} s.",
+        hint="backend.events() tells what it waited for; raise timeout.",
+    )
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{next(_ids)}"
+
+
+_SAMPLING = frozenset(SamplingParams.__dataclass_fields__)
+_PROMPTING = frozenset(PromptRequest.__dataclass_fields__) - {"prompt", "_"}
+
+
+def _sort_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    unknown = sorted(options.keys() - _SAMPLING - _PROMPTING)
+    if unknown:
+        raise InvalidRequest(
+            f"unknown option {unknown[0]!r}.",
+            hint=f"There are: {', '.join(sorted(_SAMPLING | _PROMPTING))}.",
+        )
+    sampling = {k: v for k, v in options.items() if k in _SAMPLING}
+    return sampling, {k: v for k, v in options.items() if k in _PROMPTING}
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidRequest(f"{name} is {value!r}; it must be a number of seconds, 0 or more.")
+    return float(value)
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidRequest(f"{name} is {value!r}; it must be an integer, 1 or more.")
+    return value
+
+
+def _bytes(name: str, value: int | str, least: int) -> int:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+        if match and match[2].upper() in _UNITS:
+            return _bytes(name, int(float(match[1]) * _UNITS[match[2].upper()]), least)
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise InvalidRequest(f'{name} is {value!r}; it must be bytes, or text such as "12GB".')

@@ -1,0 +1,156 @@
+"""What a caller holds while it waits: a future, a stream, or their async twins."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+from ..errors import GuardedLLMError
+from ..results import Chunk, Collector, Result
+
+Item = Chunk | GuardedLLMError
+Put = Callable[[Item], None]
+Cancel = Callable[[str], None]
+
+
+def is_last(item: Item) -> bool:
+    """Nothing comes after it."""
+    return not isinstance(item, Chunk) or item.finish_reason is not None
+
+
+class Gathered:
+    """Collects a whole answer and wakes its caller once, at the end."""
+
+    def __init__(self) -> None:
+        self.future: Future[Result] = Future()
+        self._collector = Collector()
+
+    def put(self, item: Item) -> None:
+        if self.future.done():
+            return
+        if not isinstance(item, Chunk):
+            self.future.set_exception(item)
+            return
+        self._collector.add(item)
+        if is_last(item):
+            self.future.set_result(self._collector.result())
+
+
+class Stream:
+    """The pieces of an answer as they come.
+
+    Leaving the loop, `close()`, the end of a `with` block and dropping the last
+    reference cancel what has not been generated yet.
+    """
+
+    def __init__(self, request_id: str, cancel: Cancel) -> None:
+        self.request_id = request_id
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._cancel = cancel
+        self._over = False
+
+    def put(self, item: Item) -> None:
+        """For the backend: from any thread."""
+        self._items.put(item)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        if self._over:
+            raise StopIteration
+        try:
+            # The backend always ends a request: by its answer, an error or its deadline.
+            item = self._items.get()
+        except BaseException:  # KeyboardInterrupt: a notebook's stop button
+            self.close()
+            raise
+        self._over = is_last(item)
+        if isinstance(item, Chunk):
+            return item
+        raise item
+
+    def close(self) -> None:
+        """Stop the generation at its next token. Harmless when it has ended."""
+        if not self._over:
+            self._over = True
+            self._cancel(self.request_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self.close()
+
+
+class AsyncStream:
+    """The pieces of an answer as they come, without blocking the event loop.
+
+    Ends like `Stream`; cancelling the task that iterates cancels the generation.
+    """
+
+    def __init__(self, request_id: str, cancel: Cancel) -> None:
+        self.request_id = request_id
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Item] = asyncio.Queue()
+        self._cancel = cancel
+        self._over = False
+
+    def put(self, item: Item) -> None:
+        """For the backend: from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except RuntimeError:  # the loop is closed, so nobody listens
+            self._over = True
+            self._cancel(self.request_id)
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            item = await self._items.get()
+        except BaseException:  # CancelledError
+            await self.aclose()
+            raise
+        self._over = is_last(item)
+        if isinstance(item, Chunk):
+            return item
+        raise item
+
+    async def aclose(self) -> None:
+        """Stop the generation at its next token. Harmless when it has ended."""
+        if not self._over:
+            self._over = True
+            self._cancel(self.request_id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self._over = True
+            self._cancel(self.request_id)

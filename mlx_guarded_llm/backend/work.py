@@ -1,0 +1,130 @@
+"""Requests and jobs as the dispatcher keeps them, and models as callers see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import GuardedLLMError, RequestCancelled
+from ..guard import ModelState
+from ..memory.ledger import Ledger
+from ..models import ModelFiles, ModelSpec
+from ..models.spec import OnProgress
+from ..params import SamplingParams
+from ..request import PromptRequest
+from .calls import Put
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """A request from `submit` until its caller has its end.
+
+    Attributes:
+        submitted, expires, prepared: seconds of `time.monotonic()`.
+        key: the name under which the guard and the engine know its model.
+        guarded: the guard has it.
+        stage: what it is doing before that, for an error message.
+    """
+
+    id: str
+    name: str
+    spec: ModelSpec
+    prompt: PromptRequest
+    params: SamplingParams
+    seed: int
+    put: Put
+    submitted: float
+    expires: float | None
+    on_progress: OnProgress | None = None
+    key: str = ""
+    fingerprint: str = ""
+    prepared: float = 0.0
+    guarded: bool = False
+    stage: str = "fetching its model"
+
+    def cancelled(self) -> RequestCancelled:
+        return RequestCancelled(f"request {self.id} was cancelled before it had an answer.")
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A load, unload or foreign work that somebody waits for."""
+
+    id: str
+    kind: Literal["load", "unload", "run"]
+    future: Future[Any]
+    spec: ModelSpec | None = None
+    key: str = ""
+    pin: bool = False
+    fn: Callable[[], Any] | None = None
+    on_progress: OnProgress | None = None
+    value: Any = None
+    error: BaseException | None = None
+
+    def settle(self, error: GuardedLLMError | None, *, ran: bool) -> None:
+        """It is over. A foreign function's own exception comes before ours."""
+        if self.future.done():
+            return
+        reason = self.error or error
+        if reason is not None:
+            self.future.set_exception(reason)
+        else:
+            self.future.set_result(self.value if self.kind == "run" else ran)
+
+    def fail(self, error: GuardedLLMError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """One model, resident or wanted.
+
+    Attributes:
+        state: "resident", "loading", "deferred", "unloading" or "queued".
+        active: running requests.
+        waiting: waiting requests.
+        memory_bytes: promised to its weights and KV caches.
+        idle_seconds: since its last request; None while it has one.
+    """
+
+    name: str
+    state: str
+    pinned: bool
+    active: int
+    waiting: int
+    memory_bytes: int
+    context_window: int
+    fingerprint: str
+    idle_seconds: float | None
+
+
+def model_infos(
+    states: list[ModelState], files: Mapping[str, ModelFiles], ledger: Ledger | None, now: float
+) -> list[ModelInfo]:
+    """What callers see of the guard's models."""
+    infos = []
+    for state in states:
+        known = files.get(state.name)
+        infos.append(
+            ModelInfo(
+                name=state.name,
+                state=_state(state),
+                pinned=state.pinned,
+                active=len(state.active),
+                waiting=len(state.waiting),
+                memory_bytes=ledger.model_bytes(state.name) if ledger else 0,
+                context_window=known.context_window if known else 0,
+                fingerprint=known.fingerprint if known else "",
+                idle_seconds=now - state.last_used if state.idle else None,
+            )
+        )
+    return sorted(infos, key=lambda info: info.name)
+
+
+def _state(model: ModelState) -> str:
+    if model.resident:
+        return "unloading" if model.unload else "resident"
+    return "loading" if model.load else "queued"

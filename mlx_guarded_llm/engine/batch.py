@@ -1,0 +1,209 @@
+"""mlx-lm's continuous batch, with our sampling: the only module that knows its insides.
+
+`BatchGenerator` changes between releases, so what is used of it is checked at import
+(`_check`) and everything else of the engine sees the `Decoder` protocol only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import (
+    BatchGenerator,
+    GenerationBatch,
+    PromptProcessingBatch,
+    StopSequences,
+    make_stop_sequences,
+)
+
+from .decoder import Job, Prefilled, Token, Update
+from .prefix import PrefixCache
+from .sampling import Picked, Row, Rows, processors
+
+
+class _Generation(GenerationBatch):  # type: ignore[misc]
+    """A generation batch that samples all its rows in one call.
+
+    mlx-lm keeps one "sampler" for each row and hands them along as rows join and
+    leave; here that slot holds the row's `Row`, so the line-up is always right.
+    """
+
+    _rows: Rows | None = None
+
+    def _step(self) -> tuple[list[int], list[tuple[Picked, int]]]:
+        if self._rows is None or self._rows.rows != self.samplers:
+            self._rows = Rows(list(self.samplers))
+        inputs = self._current_tokens = self._next_tokens
+        current = self._current_logprobs = self._next_logprobs
+        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
+        logits, contexts = self._process(logits, inputs)
+        picked = self._rows.pick(logits)
+        self._next_tokens = picked.tokens
+        self._next_logprobs = [(picked, i) for i in range(len(self.uids))]
+        mx.async_eval(*picked.arrays(), *contexts)
+        mx.eval(inputs, *(a for p in {id(p): p for p, _ in current}.values() for a in p.arrays()))
+        tokens: list[int] = inputs.tolist()
+        for history, token in zip(self.tokens, tokens, strict=True):
+            history.append(token)
+        return tokens, current
+
+    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """Apply the logits processors of the rows that have some."""
+        if not any(self.logits_processors):
+            return logits, []
+        rows, contexts = [], []
+        for i, chain in enumerate(self.logits_processors):
+            row = logits[i : i + 1]
+            if chain:
+                context = self._token_context[i].update_and_fetch(inputs[i : i + 1])
+                contexts.append(context)
+                for processor in chain:
+                    row = processor(context, row)
+            rows.append(row)
+        return mx.concatenate(rows, axis=0), contexts
+
+
+class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
+    """A prompt batch whose rows go on in a `_Generation`."""
+
+    def generate(self, tokens: list[list[int]]) -> _Generation:
+        if any(len(t) > 1 for t in tokens):
+            self.prompt([t[:-1] for t in tokens])
+        generation = _Generation(
+            self.model,
+            self.uids,
+            mx.array([t[-1] for t in tokens]),
+            self.prompt_cache,
+            self.tokens,
+            self.samplers,
+            self.fallback_sampler,
+            self.logits_processors,
+            self.stop_sequences,
+            self.max_tokens,
+        )
+        self.uids, self.prompt_cache, self.tokens, self.samplers = [], [], [], []
+        self.logits_processors, self.max_tokens, self.stop_sequences = [], [], []
+        return generation
+
+
+class ContinuousBatch:
+    """A `Decoder` in which requests join and leave between any two tokens.
+
+    Args:
+        model: an mlx-lm model whose caches can be merged.
+        tokenizer: its tokenizer, for the tokens that end an answer.
+        prefix: where KV caches are kept for prompts that begin alike.
+        max_active: rows at most.
+        prefill_step_size: prompt tokens computed between two decode steps.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prefix: PrefixCache,
+        *,
+        max_active: int,
+        prefill_step_size: int,
+    ) -> None:
+        self._prefix = prefix
+        self._stops: StopSequences = make_stop_sequences(tokenizer)
+        self._jobs: dict[int, Job] = {}
+        self._batch = BatchGenerator(
+            model,
+            completion_batch_size=max_active,
+            prefill_batch_size=min(8, max_active),
+            prefill_step_size=prefill_step_size,
+            stream=mx.default_stream(mx.default_device()),
+        )
+        self._batch.close()  # it raised the wired limit, which is not its to set
+        sampler = self._batch.sampler
+        self._batch._prompt_batch = _Prompts.empty(model, sampler, prefill_step_size)
+        self._batch._generation_batch = _Generation.empty(model, sampler)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def insert(self, job: Job) -> int:
+        """Let a request join. Returns its prompt tokens found in the prefix cache."""
+        cache, rest = self._prefix.fetch(job.prompt)
+        found = len(job.prompt) - len(rest)
+        (uid,) = self._batch.insert_segments(
+            segments=[_split(rest, (end - found for end in job.boundaries))],
+            max_tokens=[job.max_tokens],
+            caches=[cache] if cache is not None else None,
+            all_tokens=[job.prompt[:found]],
+            samplers=[Row(job.params, job.seed, job.emitted)],
+            logits_processors=[processors(job.params)],
+            stop_sequences=[self._stops],
+        )
+        job.cached = found
+        self._jobs[uid] = job
+        return found
+
+    def remove(self, request_id: str) -> None:
+        """Let a request leave, finished or not. Unknown ones are ignored."""
+        uids = [uid for uid, job in self._jobs.items() if job.request_id == request_id]
+        if uids:
+            self._batch.remove(uids)
+            del self._jobs[uids[0]]
+
+    def step(self) -> list[Update]:
+        """One prefill chunk and one token for every row that is past its prompt."""
+        prompts, tokens = self._batch.next()
+        self._keep_boundaries(prompts)
+        updates: list[Update] = []
+        for r in prompts:
+            job = self._jobs[r.uid]
+            done, total = r.progress
+            updates.append(Prefilled(job.request_id, job.cached + done, job.cached + total))
+        for r in tokens:
+            job = self._jobs[r.uid]
+            picked, row = r.logprobs
+            logprob, top = picked.read(row, job.params.top_logprobs)
+            updates.append(Token(job.request_id, r.token, logprob, top, r.finish_reason))
+            if r.finish_reason is not None:
+                self._prefix.insert(r.all_tokens, r.prompt_cache, "assistant")
+                del self._jobs[r.uid]
+        return updates
+
+    def _keep_boundaries(self, prompts: list[Any]) -> None:
+        """Keep the caches of prompts that reached a place worth coming back to."""
+        reached = {}
+        for r in prompts:
+            job = self._jobs[r.uid]
+            kind = job.boundaries.get(job.cached + r.progress[0])
+            if kind is not None and r.end_of_segment and not r.end_of_prompt:
+                reached[r.uid] = kind
+        for uid, (cache, tokens) in self._batch.extract_cache(list(reached)).items():
+            self._prefix.insert(list(tokens), cache, reached[uid])
+
+
+def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:
+    """Cut at the boundaries that lie inside."""
+    cuts = [0, *sorted(b for b in boundaries if 0 < b < len(tokens)), len(tokens)]
+    return [tokens[a:b] for a, b in pairwise(cuts)]
+
+
+def _check() -> None:
+    """Refuse an mlx-lm whose batch is not the one this module was written for."""
+    expected = {
+        BatchGenerator.insert_segments: {"segments", "caches", "all_tokens", "stop_sequences"},
+        BatchGenerator.remove: {"uids"},
+        PromptProcessingBatch.empty: {"model", "fallback_sampler", "prefill_step_size"},
+        GenerationBatch.__init__: {"inputs", "prompt_cache", "tokens", "samplers", "max_tokens"},
+    }
+    for function, names in expected.items():
+        missing = names - set(inspect.signature(function).parameters)
+        if missing:
+            raise ImportError(
+                f"mlx-lm's {function.__qualname__} has no {', '.join(sorted(missing))}; "
+                "install the mlx-lm that mlx-guarded-llm asks for."
+            )
+
+
+_check()

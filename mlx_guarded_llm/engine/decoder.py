@@ -1,0 +1,76 @@
+"""What the engine asks of a batch, whichever way it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..params import SamplingParams
+
+
+@dataclass(eq=False)
+class Job:
+    """A request as a batch sees it.
+
+    Attributes:
+        prompt: token ids.
+        boundaries: where in the prompt its cache is worth keeping, and as what kind
+            ("system" or "user", see `PrefixCache.insert`).
+        max_tokens: tokens to generate at most.
+        emitted: tokens of the answer that are part of the prompt already.
+        cached: prompt tokens that came from the prefix cache; set on insertion.
+    """
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    seed: int
+    max_tokens: int
+    boundaries: Mapping[int, str] = field(default_factory=dict)
+    emitted: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """So many of the prompt's tokens are in the KV cache."""
+
+    request_id: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        top: the likeliest alternatives as (id, log probability), best first.
+        finish_reason: "stop" on an end token, "length" on the last allowed one.
+    """
+
+    request_id: str
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    finish_reason: str | None
+
+
+Update = Prefilled | Token
+
+
+class Decoder(Protocol):
+    """Several requests of one model, decoded together. Used by one thread only."""
+
+    def __len__(self) -> int:
+        """Requests in it."""
+
+    def insert(self, job: Job) -> int:
+        """Let a request join. Returns its prompt tokens found in the prefix cache."""
+
+    def remove(self, request_id: str) -> None:
+        """Let a request leave, finished or not. Unknown ones are ignored."""
+
+    def step(self) -> list[Update]:
+        """Advance. After an exception the decoder must be thrown away."""

@@ -1,0 +1,298 @@
+"""The engine: every MLX operation of a backend, done on the MLX thread.
+
+It does what it is told and knows no policy. `send` takes commands from any thread;
+what comes of them goes to `emit`, which must not block. Its own check of the invariant
+is independent of whoever commands it: exclusive work beside unfinished generations is
+refused unless the command says that they are paused, and then nothing is in flight.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import BackendClosed, EngineDied, GenerationFailed, GuardedLLMError, RequestCancelled
+from ..models.spec import Progress
+from . import rail
+from .foreign import call_foreign
+from .generation import Generation
+from .prepare import Preparer
+from .protocol import (
+    Broken,
+    Cancel,
+    Command,
+    Ended,
+    EngineOptions,
+    JobEnded,
+    Load,
+    Moved,
+    Prepare,
+    Ready,
+    Report,
+    Run,
+    Start,
+    Stopped,
+    Unload,
+)
+from .thread import MLXThread, mlx_thread
+
+
+class Engine:
+    """Runs models on the MLX thread of this process.
+
+    Args:
+        emit: takes each report, from whatever thread; it must not block or raise.
+        options: see `EngineOptions`.
+
+    Raises:
+        BackendClosed: in a process that was forked after MLX was used.
+    """
+
+    def __init__(self, emit: Callable[[Report], None], options: EngineOptions) -> None:
+        self._emit = emit
+        self._options = options
+        self._thread: MLXThread = mlx_thread()
+        self._residents: dict[str, Any] = {}  # Resident, in the order they are stepped
+        self._generations: dict[str, Generation] = {}
+        self._closed = False
+        self._preparer = Preparer(self._thread, emit)
+        self._thread.post(self._boot)
+
+    def send(self, command: Command) -> None:
+        """Carry out a command soon. From any thread; never blocks."""
+        if isinstance(command, Prepare):
+            self._preparer.put(command)
+        else:
+            self._thread.post(lambda: self._handle(command))
+
+    def close(self) -> None:
+        """Stop everything and give all memory back, soon. From any thread."""
+        self._preparer.close()
+        self._thread.post(self.stop)  # answer: `Stopped`
+
+    # ---- on the MLX thread only, from here on ----------------------------------------
+
+    def step(self) -> bool:
+        """One step of each model that has generations. See `thread.Worker`."""
+        for resident in tuple(self._residents.values()):
+            if len(resident.decoder):
+                self._step(resident)
+        return bool(self._generations)
+
+    def stop(self) -> None:
+        """End all generations and drop all models. See `thread.Worker`."""
+        self._thread.check()
+        if self._closed:
+            return
+        self._closed = True
+        self._fail(self._generations.values(), BackendClosed("the backend was closed."))
+        if self._residents:
+            self._drop(tuple(self._residents))
+        self._thread.remove(self)
+        self._emit(Stopped())
+
+    def _boot(self) -> None:
+        try:
+            from . import residents  # the first import of mlx and mlx_lm in this process
+
+            device = residents.device()
+            self._residency = residents.Residency(self._options, device)
+        except Exception as error:
+            self._closed = True
+            self._preparer.fail(
+                EngineDied(
+                    f"MLX cannot be used ({type(error).__name__}: {error}).",
+                    hint="On Linux install mlx-guarded-llm[cpu] or [cuda13]; see the README.",
+                ),
+                self._emit,
+            )
+            return
+        self._thread.add(self)
+        self._preparer.open()
+        self._emit(
+            Ready(
+                device,
+                self._residency.budget_bytes,
+                self._residency.prefill_step_size,
+                self._residency.prefixes.max_bytes,
+            )
+        )
+
+    def _handle(self, command: Command) -> None:
+        self._thread.check()
+        if self._closed:
+            self._refuse(command, BackendClosed("the backend was closed."))
+        elif isinstance(command, Start):
+            self._start(command.request_id)
+        elif isinstance(command, Cancel):
+            self._cancel(command.request_id)
+        elif not isinstance(command, Prepare):
+            self._exclusive(command)
+
+    def _refuse(self, command: Command, error: GuardedLLMError) -> None:
+        if isinstance(command, Start):
+            self._emit(Ended(request_id=command.request_id, error=error))
+        elif isinstance(command, (Load, Unload, Run)):
+            self._emit(JobEnded(job_id=command.job_id, error=error))
+
+    # ---- generations --------------------------------------------------------------------
+
+    def _start(self, request_id: str) -> None:
+        prepared = self._preparer.take(request_id)
+        if prepared is None:
+            cancelled = RequestCancelled(f"request {request_id} was cancelled.")
+            self._emit(Ended(request_id=request_id, error=cancelled))
+            return
+        resident = self._residents.get(prepared.model)
+        if resident is None:
+            error = EngineDied(f"{prepared.model} was not resident when {request_id} started.")
+            self._emit(Ended(request_id=request_id, error=error))
+            return
+        generation = Generation(prepared, time.monotonic(), self._emit)
+        try:
+            generation.cached_tokens = resident.decoder.insert(prepared.job)
+        except Exception as error:  # noqa: BLE001 - whatever mlx-lm raises fails this request
+            self._emit(Ended(request_id=request_id, error=_failure(error)))
+            return
+        rail.current().generation_began(resident.name, request_id)
+        self._generations[request_id] = generation
+
+    def _cancel(self, request_id: str) -> None:
+        self._preparer.take(request_id)
+        generation = self._generations.get(request_id)
+        if generation is not None:
+            self._leave(generation)
+            generation.finish("cancelled")
+
+    def _step(self, resident: Any) -> None:
+        try:
+            with rail.current().step(resident.name):
+                updates = resident.decoder.step()
+        except Exception as error:  # noqa: BLE001 - any of them condemns the batch
+            self._condemn(resident, error)
+            return
+        for update in updates:
+            generation = self._generations.get(update.request_id)
+            if generation is None:
+                continue  # it ended earlier in this very step
+            if generation.take(update):
+                self._leave(generation)
+
+    def _leave(self, generation: Generation) -> None:
+        """Forget a generation, and take it out of its batch if it still is there."""
+        request_id = generation.request_id
+        del self._generations[request_id]
+        resident = self._residents[generation.model]
+        try:
+            resident.decoder.remove(request_id)
+        except Exception as error:  # noqa: BLE001 - as in a step
+            self._condemn(resident, error)
+        rail.current().generation_ended(request_id)
+
+    def _condemn(self, resident: Any, error: Exception) -> None:
+        """After an exception a batch cannot be trusted: fail all in it, build a new one."""
+        failure = _failure(error)
+        if self._residency.condemns_process(error):
+            self._break(failure)
+            return
+        lost = [g for g in self._generations.values() if g.model == resident.name]
+        self._fail(lost, failure)
+        resident.rebuild()
+
+    def _break(self, failure: GuardedLLMError) -> None:
+        error = EngineDied(
+            f"MLX failed in a way after which its results cannot be trusted ({failure}).",
+            hint="Start the process again.",
+        )
+        self._fail(self._generations.values(), error)
+        self._closed = True
+        self._residents.clear()
+        self._thread.remove(self)
+        self._emit(Broken(error))
+
+    def _fail(self, generations: Iterable[Generation], error: GuardedLLMError) -> None:
+        for generation in tuple(generations):
+            del self._generations[generation.request_id]
+            rail.current().generation_ended(generation.request_id)
+            generation.fail(error)
+
+    # ---- exclusive work -------------------------------------------------------------------
+
+    def _exclusive(self, command: Load | Unload | Run) -> None:
+        if self._generations and not command.paused:
+            holders = ", ".join(self._generations)
+            error = EngineDied(f"{command.job_id} was to begin while {holders} were running.")
+            self._emit(JobEnded(job_id=command.job_id, error=error))
+            return
+        watcher = rail.current()
+        # Between two tokens mlx-lm has the next one in flight.
+        self._residency.synchronize()
+        watcher.paused({g.model for g in self._generations.values()})
+        try:
+            if isinstance(command, Load):
+                self._load(command)
+            elif isinstance(command, Unload):
+                self._unload(command)
+            else:
+                self._run(command)
+        finally:
+            watcher.resumed()
+
+    def _load(self, command: Load) -> None:
+        began = time.monotonic()
+        freed = self._drop(command.evict)
+
+        def progress(done: int, total: int) -> None:
+            self._emit(Moved(command.model, None, Progress("load", done, total)))
+
+        with rail.current().load(command.model):
+            resident, error = self._residency.load(
+                command.model,
+                command.files,
+                tokenizer=self._preparer.tokenizer(command.model),
+                progress=progress,
+                stop=lambda: self._thread.stopping,
+            )
+        if resident is not None:
+            self._residents[command.model] = resident
+        details = {
+            "seconds": time.monotonic() - began,
+            "bytes": resident.nbytes if resident else 0,
+            "freed": freed,
+        }
+        self._emit(
+            JobEnded(job_id=command.job_id, error=error, left=command.evict, details=details)
+        )
+
+    def _unload(self, command: Unload) -> None:
+        freed = self._drop((command.model,))
+        left = (command.model,)
+        self._emit(JobEnded(job_id=command.job_id, left=left, details={"freed": freed}))
+
+    def _run(self, command: Run) -> None:
+        with rail.current().foreign(command.label):
+            value, error = call_foreign(command.fn)
+            self._residency.synchronize()
+        self._emit(JobEnded(job_id=command.job_id, value=value, error=error))
+
+    def _drop(self, models: Iterable[str]) -> int:
+        """Unload models. Returns the bytes that came back."""
+        freed = 0
+        for model in models:
+            with rail.current().unload(model):
+                resident = self._residents.pop(model, None)
+                self._preparer.forget_tokenizer(model)
+                if resident is not None:
+                    resident.clear()
+                    del resident
+                    freed += self._residency.release(model)
+        return freed
+
+
+def _failure(error: Exception) -> GuardedLLMError:
+    return GenerationFailed(
+        f"the generation failed in MLX ({type(error).__name__}: {error}).",
+        hint="The batch was dropped and built anew; the same request can be sent again.",
+    )
+

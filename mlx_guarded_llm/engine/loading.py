@@ -1,0 +1,120 @@
+"""Loading and unloading weights, in slices, on the MLX thread."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_adapters, load_model
+
+from ..errors import GuardedLLMError, LoadFailed, MemoryRefused, ModelInvalid, ModelUnsupported
+from ..models.spec import ModelFiles
+
+
+class GivenUp(Exception):
+    """The load was told to stop between two slices."""
+
+
+def load(
+    files: ModelFiles,
+    *,
+    slice_bytes: int,
+    progress: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> Any:
+    """Load a model and evaluate all of it.
+
+    Args:
+        files: its verified folder.
+        slice_bytes: how much to evaluate at once.
+        progress: called with bytes done and in all after each slice.
+        stop: asked between slices whether to give up.
+
+    Returns:
+        The mlx-lm model. Nothing of it is in flight any more.
+
+    Raises:
+        GivenUp: `stop` said so.
+    """
+    model, _ = load_model(files.path, lazy=True, trust_remote_code=False)
+    if files.spec.adapter_path is not None:
+        model = load_adapters(model, files.spec.adapter_path)
+        model.eval()
+    total = max(files.weight_bytes, 1)
+    done = 0
+    for part in _slices(model, slice_bytes):
+        if stop():
+            raise GivenUp
+        mx.eval(part)
+        done = min(done + sum(a.nbytes for a in part), total)
+        progress(done, total)
+    # parameters() leaves out arrays in attributes that begin with "_", such as the
+    # frequencies of a scaled RoPE; evaluated later they would be a load in disguise.
+    mx.eval(model)
+    mx.synchronize()
+    progress(total, total)
+    return model
+
+
+def _slices(model: Any, slice_bytes: int) -> Iterator[list[mx.array]]:
+    part: list[mx.array] = []
+    size = 0
+    for _, array in tree_flatten(model.parameters()):
+        part.append(array)
+        size += array.nbytes
+        if size >= slice_bytes:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def release() -> None:
+    """Give back what was just dropped; call it when no reference is left."""
+    mx.synchronize()
+    gc.collect()
+    mx.clear_cache()
+
+
+def load_error(error: BaseException, files: ModelFiles) -> GuardedLLMError:
+    """What to tell the caller of a load that failed in MLX or mlx-lm.
+
+    A new error without traceback: frames of the old one hold arrays.
+    """
+    text = f"{type(error).__name__}: {error}".strip()
+    name = files.spec.name
+    if out_of_memory(error):
+        return MemoryRefused(
+            f"{name} ran out of memory while loading ({text}).",
+            needed_bytes=files.weight_bytes,
+            budget_bytes=int(mx.get_active_memory()),
+            hint="Lower memory_budget so that other models are evicted first.",
+        )
+    if isinstance(error, ValueError) and "not supported" in str(error):
+        return ModelUnsupported(f"mlx-lm cannot run {name} ({text}).")
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
+        return ModelInvalid(
+            f"the weights of {name} do not fit its config ({text}).",
+            hint=f"Look at {files.path / 'config.json'}, or fetch the model again.",
+        )
+    return LoadFailed(f"{name} could not be loaded ({text}).")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of MLX says that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "unable to allocate", "insufficient memory")
+    )
+
+
+def condemns_process(error: BaseException) -> bool:
+    """Whether nothing that MLX computes after this error can be trusted.
+
+    After a failed command buffer later results can be zeros without another error.
+    """
+    text = str(error).lower()
+    return any(words in text for words in ("command buffer", "illegal memory", "device-side"))

@@ -1,0 +1,86 @@
+"""KV caches kept for prompts that begin alike, bounded in bytes over all models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_lm.models.cache import LRUPromptCache
+
+_MAX_ENTRIES = 64  # per model; bytes are the real bound
+
+
+class PrefixCaches:
+    """One cache for each loaded model, sharing one bound.
+
+    A model's cache dies with it, so a reloaded model never meets an old entry.
+
+    Args:
+        max_bytes: of all caches together; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._caches: dict[str, PrefixCache] = {}  # least recently used first
+
+    def open(self, model: str) -> PrefixCache:
+        """An empty cache for a model that was just loaded."""
+        self._caches[model] = PrefixCache(self, model)
+        return self._caches[model]
+
+    def drop(self, model: str) -> None:
+        """Forget everything kept for a model."""
+        self._caches.pop(model, None)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches.values())
+
+    def used(self, model: str) -> None:
+        """This model's cache is now the most recently used, and the bound holds."""
+        if model in self._caches:
+            self._caches[model] = self._caches.pop(model)
+        for cache in self._caches.values():
+            excess = self.nbytes - self.max_bytes
+            if excess <= 0:
+                break
+            cache.trim(cache.nbytes - excess)
+
+
+class PrefixCache:
+    """The kept prefixes of one model."""
+
+    def __init__(self, owner: PrefixCaches, model: str) -> None:
+        self._owner = owner
+        self._model = model
+        self._lru = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=max(owner.max_bytes, 1))
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._lru.nbytes)
+
+    def fetch(self, tokens: list[int]) -> tuple[list[Any] | None, list[int]]:
+        """The longest kept prefix: a copy of its KV cache and the tokens still to do.
+
+        At least one token is left to do, since decoding starts from one.
+        """
+        cache, rest = self._lru.fetch_nearest_cache(self._model, tokens)
+        if cache is None or not rest:
+            return None, tokens
+        self._owner.used(self._model)
+        return cache, rest
+
+    def insert(self, tokens: list[int], cache: list[Any], kind: str) -> None:
+        """Keep a KV cache that holds exactly `tokens`.
+
+        Args:
+            kind: "system", "user" or "assistant"; the last is given up first.
+        """
+        size = sum(c.nbytes for c in cache)
+        if not tokens or size > self._owner.max_bytes:
+            return
+        self._lru.insert_cache(self._model, tokens, cache, cache_type=kind)
+        self._owner.used(self._model)
+
+    def trim(self, nbytes: int) -> None:
+        """Give up entries until at most so many bytes are kept."""
+        self._lru.trim_to(n_bytes=max(nbytes, 0))

@@ -1,0 +1,136 @@
+"""Making requests ready beside the MLX thread: tokenizers, templates, encoding."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineDied, GuardedLLMError, InvalidRequest
+from .decoder import Job
+from .protocol import Broken, Ended, Prepare, Prepared, Report
+from .thread import MLXThread
+
+logger = logging.getLogger("mlx_guarded_llm.engine")
+
+
+@dataclass
+class PreparedRequest:
+    """A request that can go into a batch at once.
+
+    Attributes:
+        job: what the batch needs.
+        text: turns its tokens into text.
+        spell: a token id as the vocabulary spells it.
+    """
+
+    model: str
+    job: Job
+    text: Any
+    spell: Callable[[int], str]
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.job.params.logprobs or self.job.params.top_logprobs > 0
+
+
+class Preparer:
+    """One thread that prepares requests, one after the other.
+
+    It waits for `open`: mlx_lm must first be imported by the MLX thread.
+    """
+
+    def __init__(self, thread: MLXThread, emit: Callable[[Report], None]) -> None:
+        self._mlx_thread = thread
+        self._emit = emit
+        self._commands: queue.SimpleQueue[Prepare | None] = queue.SimpleQueue()
+        self._prepared: dict[str, PreparedRequest] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._opened = threading.Event()
+        self._dead: GuardedLLMError | None = None
+        self._thread = threading.Thread(target=self._run, name="mlx-guarded-prepare", daemon=True)
+        self._thread.start()
+
+    def put(self, command: Prepare) -> None:
+        """Prepare a request soon. From any thread."""
+        self._commands.put(command)
+
+    def open(self) -> None:
+        """mlx_lm is imported; begin."""
+        self._opened.set()
+
+    def fail(self, error: GuardedLLMError, emit: Callable[[Report], None]) -> None:
+        """mlx_lm cannot be imported; refuse everything."""
+        self._dead = error
+        self._opened.set()
+        emit(Broken(error))
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._opened.set()
+        self._commands.put(None)
+
+    def take(self, request_id: str) -> PreparedRequest | None:
+        """A prepared request, once; None if it is unknown or was taken back."""
+        return self._prepared.pop(request_id, None)
+
+    def tokenizer(self, model: str) -> Any:
+        """The tokenizer of a model if some request needed it already."""
+        return self._tokenizers.get(model)
+
+    def forget_tokenizer(self, model: str) -> None:
+        self._tokenizers.pop(model, None)
+
+    def _run(self) -> None:
+        self._opened.wait()
+        while (command := self._commands.get()) is not None:
+            try:
+                report = self._prepare(command)
+            except GuardedLLMError as error:
+                report = Ended(request_id=command.request_id, error=error.with_traceback(None))
+            except Exception as error:
+                logger.exception("a request could not be prepared")
+                unknown = EngineDied(f"preparing failed ({type(error).__name__}: {error}).")
+                report = Ended(request_id=command.request_id, error=unknown)
+            self._emit(report)
+
+    def _prepare(self, command: Prepare) -> Report:
+        if self._dead is not None:
+            raise self._dead
+        # Late, because they import mlx_lm, which the MLX thread has done by now.
+        from .prompt import encode_prompt, fit_max_tokens
+        from .text import TextPipeline
+        from .tokenizer import load_tokenizer
+
+        tokenizer = self._tokenizers.get(command.model)
+        if tokenizer is None:
+            tokenizer = self._tokenizers[command.model] = load_tokenizer(command.files)
+        _check_bias(command, len(tokenizer))
+        window = command.files.context_window
+        prompt = encode_prompt(tokenizer, command.prompt, context_window=window)
+        max_tokens = fit_max_tokens(len(prompt), command.params.max_tokens, window)
+        job = Job(
+            request_id=command.request_id,
+            prompt=list(prompt.token_ids),
+            params=command.params,
+            seed=command.seed,
+            max_tokens=max_tokens,
+            boundaries={s.end: s.kind for s in prompt.segments if s.kind != "assistant"},
+        )
+        text = TextPipeline(tokenizer, prompt, command.params)
+        self._prepared[command.request_id] = PreparedRequest(
+            command.model, job, text, lambda token: str(tokenizer.convert_ids_to_tokens(token))
+        )
+        return Prepared(command.request_id, len(prompt), max_tokens)
+
+
+def _check_bias(command: Prepare, vocabulary: int) -> None:
+    size = int(command.files.config.get("vocab_size") or vocabulary)
+    wrong = [token for token in command.params.logit_bias if token >= size]
+    if wrong:
+        raise InvalidRequest(
+            f"logit_bias names the token {wrong[0]}; {command.model} has {size} tokens."
+        )

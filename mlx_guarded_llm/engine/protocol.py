@@ -1,0 +1,222 @@
+"""What the backend and the engine say to each other. Plain values that pickle.
+
+Commands go down with `Engine.send`, events come back through its `emit`. Nothing here
+holds an `mx.array`, and neither does any error: that is what lets the engine live in
+another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import GuardedLLMError
+from ..models.spec import ModelFiles, Progress
+from ..params import SamplingParams
+from ..request import PromptRequest
+from ..results import Chunk, FinishReason, Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine works.
+
+    Attributes:
+        max_active: requests of one model decoded together at most.
+        prefill_step_size: prompt tokens computed between two decode steps; None
+            takes 2048 on a GPU and 512 on a CPU.
+        prefix_cache_bytes: KV caches kept for prompts that begin alike; None takes
+            5 % of the memory budget, at most 4 GiB.
+        load_slice_bytes: weights evaluated at once; a load can be given up, and
+            reports progress, between two slices.
+    """
+
+    max_active: int = 32
+    prefill_step_size: int | None = None
+    prefix_cache_bytes: int | None = None
+    load_slice_bytes: int = 512 * 1024**2
+
+
+# ---- commands -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Template and encode a request, off the MLX thread. Answer: `Prepared` or `Ended`."""
+
+    request_id: str
+    model: str
+    files: ModelFiles
+    prompt: PromptRequest
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Decode a prepared request; its model is resident. Answer: chunks and `Ended`."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a request, wherever it is. Answer: `Ended`, if it was started."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Unload `evict`, then load a model. Answer: `JobEnded`.
+
+    Attributes:
+        paused: unfinished generations are to stand still meanwhile. Without it they
+            are a broken invariant, which the engine refuses.
+    """
+
+    job_id: str
+    model: str
+    files: ModelFiles
+    evict: tuple[str, ...]
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Drop a model and give its memory back. Answer: `JobEnded`."""
+
+    job_id: str
+    model: str
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """Call a function on the MLX thread. Answer: `JobEnded` with its value."""
+
+    job_id: str
+    label: str
+    fn: Callable[[], Any]
+    paused: bool
+
+
+Command = Prepare | Start | Cancel | Load | Unload | Run
+
+
+# ---- events ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The engine works. Says where, and with what.
+
+    Attributes:
+        device: what `mx.device_info()` says, and "device": "cpu" or "gpu".
+        budget_bytes: what models may use on this device by default.
+        prefill_step_size, prefix_cache_bytes: as they were resolved.
+    """
+
+    device: Mapping[str, Any]
+    budget_bytes: int
+    prefill_step_size: int
+    prefix_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request's prompt is encoded.
+
+    Attributes:
+        max_tokens: as asked for, or what the context window leaves.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer."""
+
+    request_id: str
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """An answer began, so many seconds after `Start`."""
+
+    request_id: str
+    seconds: float
+    cached_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A request is over; the engine knows it no longer.
+
+    Attributes:
+        chunk: the last text, with finish reason and usage; None on an error.
+        error: why it failed.
+        prefill: seconds from `Start` to the first token.
+        decode: seconds from the first token to the last.
+    """
+
+    request_id: str
+    chunk: Chunk | None = None
+    error: GuardedLLMError | None = None
+    prefill: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.chunk.finish_reason if self.chunk else None
+
+    @property
+    def usage(self) -> Usage | None:
+        return self.chunk.usage if self.chunk else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnded:
+    """Exclusive work is over.
+
+    Attributes:
+        error: why it failed. For `Run` the caller's own exception, as it was raised.
+        value: what the function of `Run` returned.
+        left: models that are out of memory now.
+        details: measured bytes and seconds.
+    """
+
+    job_id: str
+    error: BaseException | None = None
+    value: Any = None
+    left: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A load (by model) or a prefill (by request) went on."""
+
+    model: str
+    request_id: str | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The engine cannot go on; every request and job it had is lost."""
+
+    error: GuardedLLMError
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The engine was closed; its models are out of memory."""
+
+
+Report = Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Broken | Stopped

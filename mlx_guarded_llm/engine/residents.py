@@ -1,0 +1,154 @@
+"""Models in memory. The first import of this module imports mlx and mlx_lm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..errors import BackendClosed, GuardedLLMError
+from ..memory.budget import default_budget
+from ..models.spec import ModelFiles
+from . import loading
+from .batch import ContinuousBatch
+from .decoder import Decoder
+from .prefix import PrefixCaches
+from .protocol import EngineOptions
+from .sequential import SequentialDecoder
+from .tokenizer import load_tokenizer
+
+logger = logging.getLogger("mlx_guarded_llm.engine")
+
+_PREFIX_SHARE = 0.05
+_PREFIX_LIMIT = 4 * 1024**3
+_PREFILL_STEP = {"cpu": 512, "gpu": 2048}
+
+
+@dataclass
+class Resident:
+    """A model in memory and its batch.
+
+    Attributes:
+        nbytes: what loading it took, as MLX counts it.
+        build: makes a fresh decoder for it.
+    """
+
+    name: str
+    nbytes: int
+    build: Callable[[], Decoder]
+    decoder: Decoder
+
+    def rebuild(self) -> None:
+        """Throw the batch away, caches included, and begin a new one."""
+        self.decoder = self.build()
+
+    def clear(self) -> None:
+        """Let go of everything that holds an array."""
+        del self.build, self.decoder
+
+
+class Residency:
+    """Loads and releases models, and owns what they share.
+
+    Args:
+        options: of the engine.
+        device: what `device()` returned.
+    """
+
+    condemns_process = staticmethod(loading.condemns_process)
+
+    def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
+        self._options = options
+        self.budget_bytes = default_budget(device)
+        self.prefill_step_size = options.prefill_step_size or _PREFILL_STEP[device["device"]]
+        prefix = options.prefix_cache_bytes
+        if prefix is None:
+            prefix = min(int(self.budget_bytes * _PREFIX_SHARE), _PREFIX_LIMIT)
+        self.prefixes = PrefixCaches(prefix)
+
+    def synchronize(self) -> None:
+        """Wait until nothing is in flight."""
+        mx.synchronize()
+
+    def load(
+        self,
+        name: str,
+        files: ModelFiles,
+        *,
+        tokenizer: Any,
+        progress: Callable[[int, int], None],
+        stop: Callable[[], bool],
+    ) -> tuple[Resident | None, GuardedLLMError | None]:
+        """Load a model. Returns it, or why it cannot be loaded; nothing is raised."""
+        before = mx.get_active_memory()
+        try:
+            tokenizer = tokenizer or load_tokenizer(files)
+            model = loading.load(
+                files,
+                slice_bytes=self._options.load_slice_bytes,
+                progress=progress,
+                stop=stop,
+            )
+            build = self._builder(model, tokenizer, name, files)
+            resident = Resident(name, mx.get_active_memory() - before, build, build())
+        except loading.GivenUp:
+            error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")
+        except GuardedLLMError as known:
+            error = known.with_traceback(None)
+        except Exception as unknown:  # noqa: BLE001 - mlx-lm raises what it likes
+            error = loading.load_error(unknown, files)
+        else:
+            return resident, None
+        model = build = None  # the last references, before memory is given back
+        loading.release()
+        self.prefixes.drop(name)
+        return None, error
+
+    def release(self, name: str) -> int:
+        """After `Resident.clear`: free the memory. Returns the bytes that came back."""
+        before = mx.get_active_memory()
+        self.prefixes.drop(name)
+        loading.release()
+        freed = int(before - mx.get_active_memory())
+        if freed <= 0:
+            logger.warning("unloading %s gave no memory back; something still holds it", name)
+        return freed
+
+    def _builder(
+        self, model: Any, tokenizer: Any, name: str, files: ModelFiles
+    ) -> Callable[[], Decoder]:
+        spec = files.spec
+        batchable = spec.kv_bits is None and all(
+            hasattr(cache, "merge") for cache in make_prompt_cache(model)
+        )
+
+        def build() -> Decoder:
+            prefix = self.prefixes.open(name)
+            if batchable:
+                return ContinuousBatch(
+                    model,
+                    tokenizer,
+                    prefix,
+                    max_active=self._options.max_active,
+                    prefill_step_size=self.prefill_step_size,
+                )
+            return SequentialDecoder(
+                model,
+                tokenizer,
+                prefix,
+                prefill_step_size=self.prefill_step_size,
+                kv_bits=spec.kv_bits,
+                kv_group_size=spec.kv_group_size,
+            )
+
+        return build
+
+
+def device() -> dict[str, Any]:
+    """What MLX computes on: `mx.device_info()` and "device": "cpu" or "gpu"."""
+    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+    return {**mx.device_info(), "device": kind, "mlx": mx.__version__}

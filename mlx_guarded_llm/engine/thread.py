@@ -1,0 +1,154 @@
+"""The one thread of this process that touches MLX.
+
+MLX's streams belong to the thread that made them, short-lived threads leak, and a
+thread that used MLX and ends without `mx.clear_streams()` aborts the process at exit.
+So there is one thread, it is made on first use and lives until the interpreter exits.
+Every engine of the process shares it, which is what makes overlap impossible.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import BackendClosed
+
+logger = logging.getLogger("mlx_guarded_llm.engine")
+
+EXIT_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
+
+
+class Worker(Protocol):
+    """Something that has work for the MLX thread again and again."""
+
+    def step(self) -> bool:
+        """Do a little. Returns whether there is more to do right now."""
+
+    def stop(self) -> None:
+        """Drop everything that belongs to MLX; the thread is about to end."""
+
+
+class MLXThread:
+    """Runs posted calls in order and steps its workers in turn in between."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._workers: list[Worker] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlx-guarded-mlx", daemon=True)
+        self._thread.start()
+        # A daemon thread that is inside MLX when the interpreter goes away aborts the
+        # process; atexit runs while threads still do.
+        atexit.register(self._exit)
+
+    @property
+    def stopping(self) -> bool:
+        """The interpreter is about to exit: long work should be given up."""
+        return self._stopping.is_set()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` on the MLX thread, after what was posted before. From any thread."""
+        self._calls.put(call)
+
+    def add(self, worker: Worker) -> None:
+        """Step `worker` from now on. On the MLX thread only."""
+        self.check()
+        self._workers.append(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Step it no longer. On the MLX thread only."""
+        self.check()
+        if worker in self._workers:
+            self._workers.remove(worker)
+
+    def check(self) -> None:
+        """Fail unless this is the MLX thread."""
+        here = threading.current_thread()
+        assert here is self._thread, f"MLX was touched from the thread {here.name}"
+
+    def _run(self) -> None:
+        busy = False
+        while not self._stopping.is_set():
+            self._take_calls(wait=not busy)
+            busy = self._step_workers()
+        for worker in self._workers:
+            _guarded(worker.stop)
+        if (mlx := sys.modules.get("mlx.core")) is not None:
+            mlx.clear_streams()  # the last thing: MLX works on this thread no more
+
+    def _take_calls(self, *, wait: bool) -> None:
+        try:
+            call = self._calls.get(block=wait)
+            while True:
+                _guarded(call)
+                call = self._calls.get_nowait()
+        except queue.Empty:
+            return
+
+    def _step_workers(self) -> bool:
+        busy = False
+        for worker in tuple(self._workers):
+            try:
+                busy = worker.step() or busy
+            except Exception:
+                logger.exception("an engine failed outside of any request")
+                _guarded(worker.stop)
+                self.remove(worker)
+        return busy
+
+    def _exit(self) -> None:
+        self._stopping.set()
+        self.post(lambda: None)
+        self._thread.join(EXIT_GRACE)
+        if self._thread.is_alive():
+            # Going on would abort in MLX's destructors, with a core dump and no word.
+            logger.critical("MLX work did not end within %.0f s of exit; leaving hard", EXIT_GRACE)
+            logging.shutdown()
+            os._exit(1)
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        logger.exception("a call on the MLX thread failed")
+
+
+_lock = threading.Lock()
+_thread: MLXThread | None = None
+_owner = os.getpid()
+
+
+def mlx_thread() -> MLXThread:
+    """The MLX thread of this process, started on first use.
+
+    Raises:
+        BackendClosed: this process was forked from one that had used MLX.
+    """
+    global _thread
+    if os.getpid() != _owner:
+        raise BackendClosed(
+            "this process was forked from one that used MLX, which cannot be used after a fork.",
+            hint="Start it with the 'spawn' method, or make the backend in the child only.",
+        )
+    with _lock:
+        if _thread is None:
+            _thread = MLXThread()
+        return _thread
+
+
+def _forked() -> None:
+    """In a forked child: only a process that had not used MLX yet may use it."""
+    global _owner, _lock
+    _lock = threading.Lock()
+    if _thread is None:
+        _owner = os.getpid()
+
+
+os.register_at_fork(after_in_child=_forked)

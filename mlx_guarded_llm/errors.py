@@ -1,0 +1,208 @@
+"""Every error this library raises on purpose.
+
+    GuardedLLMError
+    ├── InvalidRequest            the call itself is wrong
+    │   ├── ContextOverflow       prompt + max_tokens exceed the context window
+    │   └── NoChatTemplate        chat messages for a model without a template
+    ├── ModelError
+    │   ├── ModelNotFound         no alias, folder or repository of that name
+    │   ├── ModelInvalid          a broken or half-fetched model folder
+    │   ├── ModelUnsupported      architecture, quantisation or remote code
+    │   ├── PullFailed            a download or an import that did not end
+    │   └── LoadFailed            MLX refused weights that looked sound
+    ├── MemoryRefused             it cannot fit; the message has the numbers
+    ├── QueueFull                 the bounded queue has no place left
+    ├── LoadDeferredTimeout       a load waited `load_wait` behind generations
+    ├── RequestTimeout            the request's own deadline passed
+    ├── RequestCancelled          somebody cancelled it
+    ├── GenerationFailed          the batch that carried it was condemned
+    │   └── NonFiniteLogits       the model produced NaN
+    ├── EngineDied                the engine is gone or no longer trustworthy
+    └── BackendClosed             used after close(), or in a forked child
+
+Each class carries its policy: `retryable` (the same call may succeed later) and
+`fallback` (another model may answer instead). Each instance may carry a `hint`,
+one sentence that tells what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class GuardedLLMError(Exception):
+    """Base of every error of this library.
+
+    Attributes:
+        retryable: the same call may succeed when tried again.
+        fallback: it makes sense to ask another model.
+        hint: one sentence that says what to do, or "".
+    """
+
+    retryable: ClassVar[bool] = False
+    fallback: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders, so they rebuild without their constructor.
+        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+def _rebuild(
+    cls: type[GuardedLLMError], args: tuple[object, ...], state: dict[str, object]
+) -> GuardedLLMError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidRequest(GuardedLLMError, ValueError):
+    """A parameter or message of the call is wrong; nothing was started."""
+
+
+class ContextOverflow(InvalidRequest):
+    """The prompt, or prompt plus `max_tokens`, exceeds the context window.
+
+    Attributes:
+        prompt_tokens: tokens in the prompt.
+        context_window: tokens the model can attend to.
+    """
+
+    fallback = True
+
+    def __init__(
+        self, message: str, *, prompt_tokens: int, context_window: int, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
+
+
+class NoChatTemplate(InvalidRequest):
+    """Chat messages were sent to a model whose tokenizer has no chat template."""
+
+
+class ModelError(GuardedLLMError):
+    """Something is wrong with the model that was asked for."""
+
+    fallback = True
+
+
+class ModelNotFound(ModelError, LookupError):
+    """No alias, folder or repository has this name."""
+
+
+class ModelInvalid(ModelError):
+    """The model folder is broken or half-fetched; it is never loaded."""
+
+
+class ModelUnsupported(ModelError):
+    """Sound files that this library or mlx-lm cannot run."""
+
+
+class PullFailed(ModelError):
+    """Fetching or importing a model did not end; what arrived is kept."""
+
+    retryable = True
+
+
+class LoadFailed(ModelError):
+    """MLX failed while loading weights that had passed every check."""
+
+    retryable = True
+
+
+class MemoryRefused(GuardedLLMError, MemoryError):
+    """The model or the request cannot fit in the memory budget.
+
+    Attributes:
+        needed_bytes: what it would take.
+        budget_bytes: what there is in all.
+    """
+
+    fallback = True
+
+    def __init__(
+        self, message: str, *, needed_bytes: int, budget_bytes: int, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+
+
+class QueueFull(GuardedLLMError):
+    """The queue is at its bound; the request was not accepted."""
+
+    retryable = True
+    fallback = True
+
+
+class LoadDeferredTimeout(GuardedLLMError, TimeoutError):
+    """A load waited `load_wait` seconds and generations were still running.
+
+    Attributes:
+        model: the model that was to be loaded.
+        waited: seconds it waited.
+        held_by: (request id, model) of each generation it waited for.
+    """
+
+    retryable = True
+    fallback = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str,
+        waited: float,
+        held_by: Sequence[tuple[str, str]],
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.model = model
+        self.waited = waited
+        self.held_by = tuple(held_by)
+
+
+class RequestTimeout(GuardedLLMError, TimeoutError):
+    """The request's own deadline passed, wherever it then was."""
+
+    retryable = True
+    fallback = True
+
+
+class RequestCancelled(GuardedLLMError):
+    """The request was cancelled before it had an answer."""
+
+
+class GenerationFailed(GuardedLLMError):
+    """The generation broke; a batch that raised is condemned with all in it."""
+
+    retryable = True
+    fallback = True
+
+
+class NonFiniteLogits(GenerationFailed):
+    """The model produced NaN or infinite logits; its weights may be damaged."""
+
+    retryable = False
+
+
+class EngineDied(GuardedLLMError):
+    """The engine is gone, or said something after which it cannot be trusted."""
+
+    retryable = True
+    fallback = True
+
+
+class BackendClosed(GuardedLLMError):
+    """The backend was closed, or belongs to the process this one was forked from."""

@@ -1,0 +1,260 @@
+"""Model names to model folders: resolve a name, fetch what is missing, list, remove."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import platformdirs
+
+from ..errors import InvalidRequest, ModelInvalid, ModelNotFound, ModelUnsupported, PullFailed
+from . import embedded, hub
+from .aliases import BUILT_IN, Alias, absolute, check_options, read_aliases
+from .locks import fetch_lock
+from .spec import ModelFiles, ModelSpec, OnProgress
+from .verify import verify
+
+APP = "mlx-guarded-llm"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_MAX_NAME = 4096  # longer is no path and no repository
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDisk:
+    """A model that can be loaded without a network.
+
+    Attributes:
+        name: the alias it goes by.
+        kind: "embedded" or "hub".
+        location: embedded name or repository id.
+        path: its folder.
+        size_bytes: what `remove` would free at most.
+    """
+
+    name: str
+    kind: Literal["hub", "embedded"]
+    location: str
+    path: Path
+    size_bytes: int
+
+
+class Catalog:
+    """Knows every model by name; holds no lock and no connection between calls.
+
+    Args:
+        aliases_file: TOML file of aliases; by default the environment variable
+            MLX_GUARDED_MODELS_FILE, else `models.toml` in the user's config folder.
+        cache_dir: where embedded models are made; by default the environment
+            variable MLX_GUARDED_CACHE_DIR, else the user's cache folder.
+
+    Raises:
+        InvalidRequest: the aliases file was named and is missing, or it is wrong.
+    """
+
+    def __init__(
+        self, *, aliases_file: Path | None = None, cache_dir: Path | None = None
+    ) -> None:
+        named = aliases_file or os.environ.get("MLX_GUARDED_MODELS_FILE")
+        file = absolute(named or platformdirs.user_config_path(APP) / "models.toml")
+        self._aliases = {**BUILT_IN, **read_aliases(file, required=bool(named))}
+        self.cache_dir = absolute(
+            cache_dir
+            or os.environ.get("MLX_GUARDED_CACHE_DIR")
+            or platformdirs.user_cache_path(APP)
+        )
+
+    def aliases(self) -> Mapping[str, Alias]:
+        """Every alias by name; entries of the user's file replace built-in ones."""
+        return MappingProxyType(self._aliases)
+
+    def resolve(self, name: str, **options: object) -> ModelSpec:
+        """Says what a name means: an alias, then a folder, then a repository.
+
+        Args:
+            name: alias, folder, or "org/repo".
+            **options: revision, adapter_path, kv_bits, kv_group_size and
+                context_window, which override those of the alias.
+
+        Raises:
+            InvalidRequest: an option is unknown or out of range.
+            ModelNotFound: the name means nothing; the hint has close matches.
+            ModelUnsupported: the name is a file that must be imported first.
+        """
+        if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > _MAX_NAME:
+            raise InvalidRequest(
+                f"the model name is {str(name)[:80]!r}; it must be a non-empty string.",
+                hint='Give an alias, a folder or "org/repo".',
+            )
+        given = check_options(options, where=name)
+        alias = self._aliases.get(name)
+        if alias is None:
+            kind, location = self._locate(name, None)
+            return _spec(name, kind, location, given)
+        kind, location = self._locate(alias.model, alias.source and alias.source.parent)
+        stored = {
+            "revision": alias.revision,
+            "adapter_path": alias.adapter_path,
+            "kv_bits": alias.kv_bits,
+            "kv_group_size": alias.kv_group_size,
+            "context_window": alias.context_window,
+        }
+        return _spec(name, kind, location, {**stored, **given})
+
+    def ensure(
+        self, spec: ModelSpec, *, progress: OnProgress | None = None, offline: bool = False
+    ) -> ModelFiles:
+        """Makes sure a model is on disk and sound, fetching it when needed.
+
+        Concurrent calls for one model, in threads or processes, fetch it once.
+
+        Args:
+            spec: what `resolve` gave.
+            progress: called in this thread with stages "download", "import" and
+                "verify"; what it raises ends the call.
+            offline: never use the network.
+
+        Raises:
+            ModelNotFound: no such folder or repository.
+            ModelInvalid: the files are broken or half there.
+            ModelUnsupported: sound files that mlx-lm cannot run.
+            PullFailed: the download or import did not end.
+        """
+        found = self.find(spec)
+        if found is not None:
+            return found
+        if spec.kind == "folder":
+            raise ModelNotFound(
+                f"there is no folder {spec.location}.", hint="Check the path of the model."
+            )
+        if offline:
+            raise PullFailed(
+                f"{spec.name} is not on disk and offline was asked for.",
+                hint="Fetch it once with a network, then use it offline.",
+            )
+        with fetch_lock(self.cache_dir, f"{spec.kind}:{spec.location}@{spec.revision}", spec.name):
+            # Another thread or process may have fetched it while this one waited.
+            found = self.find(spec)
+            if found is not None:
+                return found
+            if spec.kind == "embedded":
+                folder = embedded.make(spec.location, self.cache_dir, progress=progress)
+            else:
+                folder = hub.fetch(spec.location, spec.revision, progress=progress)
+        return verify(spec, folder, progress=progress)
+
+    def find(self, spec: ModelSpec) -> ModelFiles | None:
+        """The model as it is on disk, or None when it must be fetched first.
+
+        Raises:
+            ModelInvalid: a folder of the user's is broken.
+            ModelUnsupported: sound files that mlx-lm cannot run.
+        """
+        if spec.kind == "folder":
+            folder = Path(spec.location)
+            return verify(spec, folder) if folder.is_dir() else None
+        if spec.kind == "embedded":
+            made = embedded.folder(spec.location, self.cache_dir)
+            cached = made if made.is_dir() else None
+        else:
+            cached = hub.cached(spec.location, spec.revision)
+        if cached is None:
+            return None
+        try:
+            return verify(spec, cached)
+        except ModelInvalid:
+            # Half-fetched: fetching again completes it.
+            return None
+
+    def on_disk(self) -> list[OnDisk]:
+        """Embedded models and aliased repositories that are on disk, by name."""
+        names: dict[tuple[str, str], str] = {}
+        for name, alias in self._aliases.items():
+            try:
+                spec = self.resolve(name)
+            except (ModelNotFound, ModelUnsupported):
+                continue  # an alias of a folder that is gone
+            names.setdefault((spec.kind, spec.location), name)
+        found = [
+            OnDisk(name=name, kind="embedded", location=name, path=path, size_bytes=size)
+            for name, path, size in embedded.on_disk(self.cache_dir)
+        ]
+        for repository, path, size in hub.on_disk():
+            alias_name = names.get(("hub", repository))
+            if alias_name:
+                found.append(
+                    OnDisk(
+                        name=alias_name,
+                        kind="hub",
+                        location=repository,
+                        path=path,
+                        size_bytes=size,
+                    )
+                )
+        return sorted(found, key=lambda model: model.name)
+
+    def remove(self, name: str) -> int:
+        """Deletes a fetched model and returns the bytes freed, 0 if it was not there.
+
+        Raises:
+            InvalidRequest: the name is a folder of the user's.
+            ModelNotFound: the name means nothing.
+            PullFailed: somebody is fetching it, or a file could not be deleted.
+        """
+        spec = self.resolve(name)
+        if spec.kind == "folder":
+            raise InvalidRequest(
+                f"{spec.location} is your own folder and is not removed.",
+                hint="Delete it yourself if you no longer need it.",
+            )
+        with fetch_lock(self.cache_dir, f"{spec.kind}:{spec.location}@{spec.revision}", spec.name):
+            if spec.kind == "embedded":
+                return embedded.remove(spec.location, self.cache_dir)
+            return hub.remove(spec.location, spec.revision)
+
+    def _locate(
+        self, name: str, base: Path | None
+    ) -> tuple[Literal["folder", "hub", "embedded"], str]:
+        if name in embedded.NAMES:
+            return "embedded", name
+        path = absolute(name, base)
+        if path.is_dir():
+            return "folder", str(path)
+        if path.is_file():
+            hint = (
+                "Import it once: mlx_guarded_llm.models.import_gguf(file, folder)."
+                if path.suffix == ".gguf"
+                else "Give the folder that holds config.json and the safetensors."
+            )
+            raise ModelUnsupported(f"{path} is a file, not a model folder.", hint=hint)
+        if _REPOSITORY.fullmatch(name) and ".." not in name and "--" not in name:
+            return "hub", name
+        raise ModelNotFound(f"there is no model named {name[:200]!r}.", hint=self._suggest(name))
+
+    def _suggest(self, name: str) -> str:
+        if name.startswith(("/", "./", "../", "~")):
+            return "There is no such folder; check the path."
+        plain = re.sub(r"[:_ ]", "-", name.lower())
+        near = difflib.get_close_matches(plain, self._aliases, n=3, cutoff=0.5)
+        if near:
+            return f"Did you mean {' or '.join(near)}?"
+        return 'Give an alias, a folder or "org/repo"; `aliases()` lists the aliases.'
+
+
+def _spec(
+    name: str,
+    kind: Literal["folder", "hub", "embedded"],
+    location: str,
+    options: Mapping[str, object],
+) -> ModelSpec:
+    if options.get("revision") is not None and kind != "hub":
+        raise InvalidRequest(
+            f"{name}: revision is {options['revision']!r}, but only repositories have revisions.",
+            hint="Leave it out.",
+        )
+    return ModelSpec(name=name, kind=kind, location=location, **options)  # type: ignore[arg-type]

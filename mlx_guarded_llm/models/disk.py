@@ -1,0 +1,71 @@
+"""Room on the disk and the size of what lies on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from ..errors import PullFailed
+
+_SPARE = 64 << 20  # bytes left free, for what else the machine writes meanwhile
+
+
+def require_space(folder: Path, needed: int, name: str) -> None:
+    """Checks for room before a byte is written.
+
+    Args:
+        folder: where the bytes will lie; it need not exist.
+        needed: how many bytes.
+        name: the model's name, for the message.
+
+    Raises:
+        PullFailed: there is not enough; the message has both numbers.
+    """
+    free = free_bytes(folder)
+    if free < needed + _SPARE:
+        raise disk_full(folder, name, needed=needed, free=free)
+
+
+def disk_full(folder: Path, name: str, *, needed: int | None, free: int) -> PullFailed:
+    """The error for a disk that is too small, or that filled up on the way."""
+    wanted = "more than that" if needed is None else f"{gigabytes(needed)} GB"
+    return PullFailed(
+        f"{name} needs {wanted} in {folder}, which has {gigabytes(free)} GB free.",
+        hint="Free some space, or keep models on another disk (HF_HOME, MLX_GUARDED_CACHE_DIR).",
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that the disk is full."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where the folder is, or would be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of all files below a folder; links and what vanishes meanwhile count 0."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            try:
+                total += 0 if path.is_symlink() else path.stat().st_size
+            except OSError:
+                continue
+    return total
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f}"

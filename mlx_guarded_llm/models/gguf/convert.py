@@ -1,0 +1,63 @@
+"""Writes a llama GGUF file as an MLX model folder. Runs in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .header import read_gguf
+from .llama import BITS, GROUP_SIZE, check_llama, llama_config, mlx_name
+from .tokenizer import stop_tokens, tokenizer_files
+
+
+def convert(source: Path, folder: Path, *, dequantize: bool) -> None:
+    """Converts a file; the caller sees to atomicity and to the process.
+
+    Args:
+        source: the GGUF file.
+        folder: an existing empty folder.
+        dequantize: write bfloat16 weights instead of the file's quantised layers.
+
+    Raises:
+        ModelError: as `read_gguf`, `check_llama` and `tokenizer_files` say.
+    """
+    import mlx.core as mx
+
+    header = read_gguf(source)
+    check_llama(header, str(source))
+    tokenizer, tokenizer_config = tokenizer_files(header, str(source))
+    config = llama_config(header, str(source), quantised=not dequantize)
+    # The GPU may be busy in the parent; nothing here needs it.
+    mx.set_default_device(mx.cpu)
+    arrays = mx.load(str(source), format="gguf")
+    dtype = mx.bfloat16 if dequantize else mx.float16
+    weights = {}
+    for name, info in header.tensors.items():
+        stem = name.removesuffix(".weight")
+        parts = {part: arrays.pop(f"{stem}.{part}", None) for part in ("weight", "scales", "biases")}
+        if info.type not in BITS:
+            weights[mlx_name(name)] = parts["weight"].astype(dtype)
+        elif dequantize:
+            weights[mlx_name(name)] = mx.dequantize(
+                parts["weight"],
+                parts["scales"],
+                parts["biases"],
+                group_size=GROUP_SIZE,
+                bits=BITS[info.type],
+            ).astype(dtype)
+        else:
+            for part, array in parts.items():
+                weights[mlx_name(f"{stem}.{part}")] = array
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    generation = {
+        "eos_token_id": stop_tokens(header),
+        "bos_token_id": config["bos_token_id"],
+    }
+    for file, content in {
+        "config.json": config,
+        "generation_config.json": generation,
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": tokenizer_config,
+    }.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / file).write_text(text, encoding="utf-8")

@@ -1,0 +1,245 @@
+"""Models from the Hugging Face hub: its cache, its downloads, its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import GuardedLLMError, ModelNotFound, ModelUnsupported, PullFailed
+from .disk import disk_full, free_bytes, is_disk_full, require_space, tree_size
+from .spec import OnProgress, Progress
+
+# Weights as safetensors, JSON and tokenizers; no code and no pickles, ever.
+ALLOW = [
+    "model*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.tiktoken",
+    "tokenizer.model",
+    "spiece.model",
+]
+STALL_TIMEOUT = 300.0  # seconds without one more byte on the disk
+_INTERVAL = 0.25  # seconds between looks at the disk
+
+
+def cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of a fetched revision, or None; the network is not used."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, local_files_only=True, allow_patterns=ALLOW
+            )
+        )
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def fetch(repository: str, revision: str | None, *, progress: OnProgress | None = None) -> Path:
+    """Downloads a revision, going on where an earlier attempt stopped.
+
+    Args:
+        repository: "org/name".
+        revision: branch, tag or commit; None is the main branch.
+        progress: called in this thread with stage "download"; what it raises ends
+            the call, while the file in transfer may still be finished.
+
+    Returns:
+        The snapshot's folder.
+
+    Raises:
+        ModelNotFound: no such repository or revision.
+        ModelUnsupported: the repository holds no safetensors.
+        PullFailed: gated, no network, no room on the disk, or no progress for
+            `STALL_TIMEOUT` seconds; what arrived is kept.
+    """
+    from huggingface_hub import snapshot_download
+
+    storage = _storage(repository)
+    with _typed_errors(repository, revision, storage):
+        plan = snapshot_download(
+            repository, revision=revision, allow_patterns=ALLOW, dry_run=True
+        )
+    if not any(file.filename.endswith(".safetensors") for file in plan):
+        raise ModelUnsupported(
+            f"{repository} has no model*.safetensors; other weights are not read.",
+            hint="Look for an MLX version of the model, for example in mlx-community.",
+        )
+    missing = sum(file.file_size or 0 for file in plan if file.will_download)
+    total = sum(file.file_size or 0 for file in plan)
+    before = tree_size(storage)
+    partial = sum(file.stat().st_size for file in storage.glob("blobs/*.incomplete"))
+    require_space(storage, missing - partial, repository)
+
+    def report() -> int:
+        now = tree_size(storage)
+        if progress:
+            have = total - missing + partial + now - before
+            progress(Progress("download", max(0, min(have, total)), total))
+        return now
+
+    with _typed_errors(repository, revision, storage):
+        return _download(repository, revision, report)
+
+
+def _download(repository: str, revision: str | None, report: Callable[[], int]) -> Path:
+    """Downloads in a thread of its own, so that a stalled transfer cannot hold the caller."""
+    from huggingface_hub import snapshot_download
+
+    outcome: queue.Queue[str | BaseException] = queue.Queue()
+
+    def work() -> None:
+        try:
+            outcome.put(snapshot_download(repository, revision=revision, allow_patterns=ALLOW))
+        except BaseException as error:  # it is raised again in the caller's thread
+            outcome.put(error)
+
+    threading.Thread(target=work, name=f"fetch {repository}", daemon=True).start()
+    size, since = -1, time.monotonic()
+    while True:
+        try:
+            result = outcome.get(timeout=_INTERVAL)
+        except queue.Empty:
+            now = report()
+            if now != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > STALL_TIMEOUT:
+                raise PullFailed(
+                    f"{repository}: nothing arrived for {STALL_TIMEOUT:.0f} s.",
+                    hint="Check the network and try again; what arrived is kept.",
+                ) from None
+            continue
+        if isinstance(result, BaseException):
+            raise result
+        report()
+        return Path(result)
+
+
+def on_disk() -> list[tuple[str, Path, int]]:
+    """(repository, folder, bytes) of each model in the hub's cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return []
+    return [
+        (repo.repo_id, max(repo.revisions, key=lambda r: r.last_modified).snapshot_path,
+         repo.size_on_disk)
+        for repo in cache.repos
+        if repo.repo_type == "model" and repo.revisions
+    ]  # fmt: skip
+
+
+def remove(repository: str, revision: str | None) -> int:
+    """Deletes a revision (None: all of them) from the hub's cache; returns bytes freed.
+
+    Raises:
+        PullFailed: a file could not be deleted.
+    """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return 0
+    commits = [
+        found.commit_hash
+        for repo in cache.repos
+        if repo.repo_type == "model" and repo.repo_id == repository
+        for found in repo.revisions
+        if revision is None or revision == found.commit_hash or revision in found.refs
+    ]
+    if not commits:
+        return 0
+    strategy = cache.delete_revisions(*commits)
+    try:
+        strategy.execute()
+    except OSError as error:
+        raise PullFailed(
+            f"{repository} cannot be removed: {error}.",
+            hint="Delete it with `hf cache rm`.",
+        ) from error
+    return strategy.expected_freed_size
+
+
+def _storage(repository: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+@contextlib.contextmanager
+def _typed_errors(repository: str, revision: str | None, storage: Path) -> Iterator[None]:
+    """Turns whatever huggingface_hub raises into one of this library's errors."""
+    try:
+        yield
+    except GuardedLLMError:
+        raise
+    except Exception as error:
+        raise _typed(error, repository, revision, storage) from error
+
+
+def _typed(
+    error: Exception, repository: str, revision: str | None, storage: Path
+) -> GuardedLLMError:
+    from huggingface_hub import errors as hf
+
+    # The order matters: a gated repository is a kind of one that was not found.
+    if isinstance(error, hf.GatedRepoError):
+        return PullFailed(
+            f"{repository} is gated and you have no access.",
+            hint=f"Accept its terms at https://huggingface.co/{repository}, then `hf auth login`.",
+        )
+    if isinstance(error, hf.RepositoryNotFoundError | hf.HFValidationError):
+        return ModelNotFound(
+            f"there is no repository {repository} on the Hugging Face hub.",
+            hint="Check the spelling; if it is private, run `hf auth login`.",
+        )
+    if isinstance(error, hf.RevisionNotFoundError):
+        return ModelNotFound(
+            f"{repository} has no revision {revision!r}.",
+            hint="Check the branch, tag or commit.",
+        )
+    if is_disk_full(error):
+        return disk_full(storage, repository, needed=None, free=free_bytes(storage))
+    if isinstance(error, PermissionError):
+        return PullFailed(
+            f"{repository} cannot be written to {storage}: {error.strerror}.",
+            hint="Make the folder writable, or set HF_HOME to one that is.",
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return PullFailed(
+            f"the Hugging Face hub answered {status} for {repository}.",
+            hint="Try again later.",
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if _is_offline(error):
+        return PullFailed(
+            f"{repository} is not on disk and the network is off (HF_HUB_OFFLINE).",
+            hint="Unset HF_HUB_OFFLINE and fetch it once.",
+        )
+    return PullFailed(
+        f"{repository} could not be fetched: {reason}",
+        hint="Check the network and try again; what arrived is kept.",
+    )
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

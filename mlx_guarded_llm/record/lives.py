@@ -1,0 +1,257 @@
+"""Events put together again: the life of each request and of each job.
+
+Every view of the record (story, chart, trace) is drawn from these, so they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .events import Event
+from .log import cancelled
+
+Outcome = Literal["finished", "failed", "cancelled"]
+
+
+@dataclass
+class Pause:
+    """A time in which a started generation stood still; `end` is None while it does."""
+
+    start: float
+    end: float | None = None
+    cause: str = ""
+    job_id: str | None = None
+
+
+@dataclass
+class RequestLife:
+    """What the record tells of one request. Times are None where it tells nothing.
+
+    Attributes:
+        seen: time of its first event in the record.
+        waiting_for: (request or job id, model) of what it was queued behind.
+        details: numbers of its end.
+    """
+
+    request_id: str
+    model: str
+    seen: float
+    queued: float | None = None
+    started: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+    pauses: list[Pause] = field(default_factory=list)
+    outcome: Outcome | None = None
+    cause: str = ""
+    waiting_for: tuple[tuple[str, str], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def partial(self) -> bool:
+        """Its first events were dropped from the record."""
+        return self.queued is None
+
+    @property
+    def pausing(self) -> bool:
+        return bool(self.pauses) and self.pauses[-1].end is None
+
+    def pause(self, time: float, cause: str, job_id: str | None = None) -> None:
+        if self.started is not None and self.ended is None and not self.pausing:
+            self.pauses.append(Pause(time, cause=cause, job_id=job_id))
+
+    def go_on(self, time: float) -> None:
+        if self.pausing:
+            self.pauses[-1].end = time
+
+    def add(self, verb: str, event: Event, first: float) -> None:
+        """Take in the next event; `first` is the time at which the record begins."""
+        time = event.time
+        if self.partial and self.started is None and _implies_start(verb):
+            # It began before the record does. Only a paused one can be resumed.
+            self.started = first
+            if verb == "resumed":
+                self.pause(first, event.cause, event.job_id)
+        match verb:
+            case "queued":
+                self.queued = time if self.queued is None else self.queued
+                self.waiting_for += event.waiting_for
+            case "started" if self.started is None:
+                self.started = time
+            case "started" | "resumed":  # started again: it goes on in a new engine
+                self.go_on(time)
+            case "first_token" if self.first_token is None:
+                self.first_token = time
+            case "paused":
+                self.pause(time, event.cause, event.job_id)
+            case "finished" | "failed":
+                self.go_on(time)
+                self.ended = time
+                self.outcome = _outcome(verb, event)
+                self.cause, self.details = event.cause, event.details
+
+
+@dataclass
+class JobLife:
+    """What the record tells of one load, unload or piece of foreign work.
+
+    Attributes:
+        subject: "load", "unload" or "run".
+        request_id: the request that asked for it, if one did.
+        waiting_for: (request id, model) of the generations that deferred it.
+        evict: models unloaded to make room for it.
+        paused: requests that stood still for it.
+    """
+
+    job_id: str
+    subject: str
+    model: str | None
+    seen: float
+    request_id: str | None = None
+    queued: float | None = None
+    deferred: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    cause: str = ""
+    waiting_for: tuple[tuple[str, str], ...] = ()
+    evict: tuple[str, ...] = ()
+    paused: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject} of {self.model}" if self.model else f"{self.subject} {self.job_id}"
+
+    def add(self, verb: str, event: Event, first: float) -> None:
+        """Take in the next event; `first` is the time at which the record begins."""
+        self.request_id = self.request_id or event.request_id
+        match verb:
+            case "queued" if self.deferred is None and self.started is None:
+                self.queued = event.time if self.queued is None else self.queued
+            case "deferred" if self.started is None:
+                self.deferred = event.time if self.deferred is None else self.deferred
+                new = (pair for pair in event.waiting_for if pair not in self.waiting_for)
+                self.waiting_for += tuple(new)
+            case "started" if self.started is None:
+                self.started = event.time
+                self.evict = tuple(event.details.get("evict") or ())
+                self.paused = tuple(event.details.get("paused") or ())
+            case "finished" | "failed" | "cancelled":
+                if self.queued is None and self.started is None and verb == "finished":
+                    self.started = first
+                self.end(event.time, verb, event.cause)
+                self.details = event.details
+
+    def end(self, time: float, outcome: Outcome, cause: str) -> None:
+        # A failure may be reported after the death of the engine that ended the work.
+        self.ended = time if self.ended is None else self.ended
+        self.outcome, self.cause = outcome, cause or self.cause
+
+
+@dataclass
+class Lives:
+    """Every life in the record.
+
+    Attributes:
+        requests: by id, in order of their first event.
+        jobs: in order of their first event.
+        engine: the engine's own events.
+        first: time of the first event.
+        last: time of the last event.
+    """
+
+    requests: dict[str, RequestLife] = field(default_factory=dict)
+    jobs: list[JobLife] = field(default_factory=list)
+    engine: list[Event] = field(default_factory=list)
+    first: float = 0.0
+    last: float = 0.0
+    _latest: dict[str, JobLife] = field(default_factory=dict)
+
+    def job(self, job_id: str | None) -> JobLife | None:
+        """The job of this id, in its latest try."""
+        return self._latest.get(job_id or "")
+
+    def jobs_of(self, request: RequestLife) -> list[JobLife]:
+        """What the request waited for: its model's loads, and work it was queued behind."""
+        named = {name for name, _ in request.waiting_for}
+        begin = request.seen if request.queued is None else request.queued
+        ends = (time for time in (request.started, request.ended, self.last) if time is not None)
+        end = next(ends)
+        return [
+            job
+            for job in self.jobs
+            if job.job_id in named
+            or (
+                (job.subject, job.model) == ("load", request.model)
+                and job.seen <= end
+                and (job.ended is None or job.ended >= begin)
+                and not request.partial
+            )
+        ]
+
+    def job_behind(self, pause: Pause, request_id: str) -> JobLife | None:
+        """The exclusive work for which a request was paused, if the record has it."""
+        named = self.job(pause.job_id)
+        if named is not None:
+            return named
+        end = self.last if pause.end is None else pause.end
+        for job in self.jobs:
+            if job.started is None or request_id not in job.paused:
+                continue
+            if pause.start <= job.started <= end:
+                return job
+        return None
+
+    def add(self, event: Event) -> None:
+        subject, _, verb = event.kind.partition(".")
+        self.last = event.time
+        if subject == "engine":
+            self.engine.append(event)
+            if verb != "started":
+                self._stand_still(event)
+        elif subject == "request":
+            if event.request_id is not None:
+                life = self.requests.get(event.request_id)
+                if life is None:
+                    life = RequestLife(event.request_id, event.model or "?", event.time)
+                    self.requests[event.request_id] = life
+                life.add(verb, event, self.first)
+        else:
+            job_id = event.job_id or f"{subject} of {event.model}"
+            job = self._latest.get(job_id)
+            again = verb in ("queued", "deferred", "started")
+            if job is None or (job.ended is not None and again):
+                job = self._latest[job_id] = JobLife(job_id, subject, event.model, event.time)
+                self.jobs.append(job)
+            job.add(verb, event, self.first)
+
+    def _stand_still(self, event: Event) -> None:
+        """Nothing generates or loads in an engine that is gone."""
+        cause = event.cause or event.kind.replace(".", " ")
+        for request in self.requests.values():
+            request.pause(event.time, cause)
+        for job in self.jobs:
+            if job.started is not None and job.ended is None:
+                job.end(event.time, "failed", cause)
+
+
+def read(events: Iterable[Event]) -> Lives:
+    """Put the events of a record together."""
+    # Threads may append out of order by the time it takes to get the lock.
+    ordered = sorted(events, key=lambda event: event.time)
+    lives = Lives(first=ordered[0].time if ordered else 0.0)
+    for event in ordered:
+        lives.add(event)
+    return lives
+
+
+def _implies_start(verb: str) -> bool:
+    return verb in ("first_token", "paused", "resumed", "finished")
+
+
+def _outcome(verb: str, event: Event) -> Outcome:
+    if cancelled(event):
+        return "cancelled"
+    return "finished" if verb == "finished" else "failed"

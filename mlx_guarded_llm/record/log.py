@@ -1,0 +1,141 @@
+"""The bounded record of events, and its echo in the standard `logging` of Python."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+
+from . import words
+from .events import Event
+
+LOGGER = "mlx_guarded_llm"
+
+# A library leaves it to the application whether and where its log is seen.
+logging.getLogger(LOGGER).addHandler(logging.NullHandler())
+
+_LEVELS = {
+    "request.queued": logging.DEBUG,
+    "request.first_token": logging.DEBUG,
+    "request.failed": logging.WARNING,
+    "load.failed": logging.WARNING,
+    "unload.failed": logging.WARNING,
+    "run.failed": logging.WARNING,
+    "engine.failed": logging.ERROR,
+}
+
+
+class Record:
+    """The last events, oldest first. Any thread may append and read.
+
+    Args:
+        maxlen: how many events to keep; older ones are dropped.
+    """
+
+    def __init__(self, maxlen: int = 100_000) -> None:
+        self._events: deque[Event] = deque(maxlen=maxlen)
+        self._appended = 0
+        self._lock = threading.Lock()
+
+    def append(self, event: Event) -> None:
+        """Keep `event` and log it. Never raises because of a log handler."""
+        with self._lock:
+            self._events.append(event)
+            self._appended += 1
+        # Outside the lock: a handler may read the record.
+        log(event)
+
+    def events(self) -> tuple[Event, ...]:
+        """What is kept, oldest first."""
+        with self._lock:
+            return tuple(self._events)
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped to keep the bound."""
+        with self._lock:
+            return self._appended - len(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+
+def log(event: Event) -> None:
+    """Send `event` to the logger of its subject, such as "mlx_guarded_llm.load".
+
+    The log record carries the event's fields with the prefix `guard_`, which no
+    attribute of a log record and no usual filter or formatter has.
+    """
+    logger = logging.getLogger(f"{LOGGER}.{event.kind.partition('.')[0]}")
+    level = logging.INFO if cancelled(event) else _LEVELS.get(event.kind, logging.INFO)
+    if not logger.isEnabledFor(level):
+        return
+    try:
+        fields = {f"guard_{name}": value for name, value in vars(event).items()}
+        logger.log(level, "%s", line(event), extra=fields)
+    except Exception:
+        # A handler or filter of the application is broken. The event is in the record,
+        # and the guard that emitted it must go on.
+        pass
+
+
+def cancelled(event: Event) -> bool:
+    """Whether this end of a request is a cancel, however it was reported."""
+    return event.cause == "cancelled" or event.cause.startswith("RequestCancelled")
+
+
+def line(event: Event) -> str:
+    """The event as one line for a human."""
+    subject, _, verb = event.kind.partition(".")
+    match subject:
+        case "request":
+            text = _request(event, verb)
+        case "engine":
+            text = f"engine {verb}" + words.because(event.cause)
+        case _:
+            text = _job(event, subject, verb)
+    return words.one_line(text)
+
+
+def _request(event: Event, verb: str) -> str:
+    name = words.who([(event.request_id or "?", event.model or "")])
+    match verb:
+        case "first_token":
+            return f"{name} has its first token"
+        case "finished":
+            counts, took = words.tokens(event.details), words.number(event.details, "seconds")
+            return (
+                f"{name} finished"
+                + (f" ({event.cause})" if event.cause else "")
+                + (f": {counts}" if counts else "")
+                + (f" in {words.seconds(took)}" if took is not None else "")
+            )
+        case "failed" if cancelled(event):
+            return f"{name} cancelled" + words.because(words.without_class(event.cause))
+        case _:
+            return f"{name} {verb}" + _behind(event) + words.because(event.cause)
+
+
+def _job(event: Event, subject: str, verb: str) -> str:
+    name = f"{subject} of {event.model}" if event.model else f"{subject} {event.job_id or ''}"
+    match verb:
+        case "queued":
+            asker = f", asked for by {event.request_id}" if event.request_id else ""
+            return f"{name} queued" + asker + _behind(event) + words.because(event.cause)
+        case "started":
+            evict, paused = event.details.get("evict"), event.details.get("paused")
+            return (
+                f"{name} started"
+                + (f", evicts {words.listing(evict)}" if evict else "")
+                + (f", with {words.listing(paused)} paused" if paused else "")
+                + words.because(event.cause)
+            )
+        case "finished":
+            numbers = words.loaded(event.details)
+            return f"{name} finished" + (f": {numbers}" if numbers else "")
+        case _:
+            return f"{name} {verb}" + _behind(event) + words.because(event.cause)
+
+
+def _behind(event: Event) -> str:
+    return f" behind {words.who(event.waiting_for)}" if event.waiting_for else ""

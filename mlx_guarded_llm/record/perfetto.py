@@ -1,0 +1,149 @@
+"""The record as a trace for ui.perfetto.dev or chrome://tracing.
+
+The format is Chrome's Trace Event JSON, microseconds from the first event. Each lane of
+the timeline becomes a thread, for only slices of threads can carry flow arrows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import words
+from .events import Event
+from .lives import RequestLife
+from .spans import Span
+from .timeline import Timeline, timeline
+
+_PID = 1
+_ENGINE = 1  # the thread of the engine's own events; 0 is the idle thread to Perfetto
+
+TraceEvent = dict[str, Any]
+
+
+def to_perfetto(events: Iterable[Event]) -> dict[str, Any]:
+    """Turn `events` into a trace: a plain value that `json` can write."""
+    return _Trace(timeline(events)).as_dict()
+
+
+def write_perfetto(events: Iterable[Event], path: str | Path) -> Path:
+    """Write `to_perfetto(events)` to `path`; open the file in ui.perfetto.dev."""
+    path = Path(path)
+    path.write_text(json.dumps(to_perfetto(events)), encoding="utf-8")
+    return path
+
+
+class _Trace:
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.lives = timeline.lives
+        # The threads of one model stand together, in the order of the rows.
+        lanes = [(row.model, lane) for row in timeline.rows for lane in range(row.lanes)]
+        self.tids = {lane: tid for tid, lane in enumerate(lanes, start=_ENGINE + 1)}
+
+    def as_dict(self) -> dict[str, Any]:
+        slices = [*self.slices(), *self.instants(), *self.arrows()]
+        # Of slices that begin together the longest is the outermost.
+        slices.sort(key=lambda event: (event["ts"], -event.get("dur", 0)))
+        return {"displayTimeUnit": "ms", "traceEvents": [*self.names(), *slices]}
+
+    def ts(self, time: float) -> int:
+        # Whole microseconds: rounding keeps order, so slices stay nested.
+        return round((time - self.timeline.start) * 1e6)
+
+    def names(self) -> Iterator[TraceEvent]:
+        yield _meta("process_name", 0, name="mlx-guarded-llm")
+        yield _meta("thread_name", _ENGINE, name="engine")
+        yield _meta("thread_sort_index", _ENGINE, sort_index=_ENGINE)
+        for (model, lane), tid in self.tids.items():
+            yield _meta("thread_name", tid, name=f"{model} #{lane + 1}" if lane else model)
+            yield _meta("thread_sort_index", tid, sort_index=tid)
+
+    def slices(self) -> Iterator[TraceEvent]:
+        outer: dict[str, list[Span]] = {}
+        for span in self.timeline.spans():
+            if span.kind in ("generating", "paused"):
+                outer.setdefault(span.label, []).append(span)
+            name = f"{span.label} {span.kind}" if span.kind == "waiting" else span.state
+            yield self.slice(name, span, span.end, cause=span.cause)
+        for request_id, spans in outer.items():
+            request = self.lives.requests[request_id]
+            yield self.slice(request_id, spans[0], spans[-1].end, **_numbers(request))
+
+    def slice(self, name: str, span: Span, end: float, **args: Any) -> TraceEvent:
+        unfinished = span.unfinished or args.pop("unfinished", False)
+        ids = {"request_id": span.request_id, "job_id": span.job_id}
+        return {
+            "ph": "X",
+            "pid": _PID,
+            "tid": self.tids[span.row, span.lane],
+            "ts": self.ts(span.start),
+            "dur": self.ts(end) - self.ts(span.start),
+            "cat": span.kind,
+            "name": f"{name} (unfinished)" if unfinished else name,
+            "args": _known({**ids, **args, "unfinished": unfinished}),
+        }
+
+    def instants(self) -> Iterator[TraceEvent]:
+        for mark in self.timeline.marks:
+            tid = _ENGINE if mark.row is None else self.tids[mark.row, mark.lane]
+            yield {
+                "ph": "i",
+                "s": "p" if mark.kind == "engine.failed" else "t",
+                "pid": _PID,
+                "tid": tid,
+                "ts": self.ts(mark.time),
+                "cat": "mark",
+                "name": mark.kind if mark.row is None else f"{mark.label} {mark.kind}",
+                "args": _known({"cause": mark.cause}),
+            }
+
+    def arrows(self) -> Iterator[TraceEvent]:
+        """From each generation that holds a load up to the load's deferral."""
+        generating = {
+            span.label: span for span in self.timeline.spans() if span.kind == "generating"
+        }
+        number = 0
+        for span in self.timeline.spans():
+            job = self.lives.job(span.job_id) if span.kind == "deferred" else None
+            for holder_id, _ in job.waiting_for if job else ():
+                holder = generating.get(holder_id)
+                request = self.lives.requests.get(holder_id)
+                if holder is None or request is None or request.started is None:
+                    continue
+                end = self.timeline.end if request.ended is None else request.ended
+                if not request.started <= span.start <= end:
+                    continue
+                number += 1
+                for ph, place in (("s", holder), ("f", span)):
+                    yield {
+                        "ph": ph,
+                        "bp": "e",  # bind to the slice around it, not to the next one
+                        "id": number,
+                        "pid": _PID,
+                        "tid": self.tids[place.row, place.lane],
+                        "ts": self.ts(span.start),
+                        "cat": "waits for",
+                        "name": "waits for",
+                    }
+
+
+def _meta(kind: str, tid: int, **args: Any) -> TraceEvent:
+    return {"ph": "M", "pid": _PID, "tid": tid, "ts": 0, "name": kind, "args": args}
+
+
+def _numbers(request: RequestLife) -> dict[str, Any]:
+    keys = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    return {
+        "outcome": request.outcome,
+        "cause": request.cause,
+        **{key: words.number(request.details, key) for key in keys},
+        "unfinished": request.ended is None,
+    }
+
+
+def _known(args: dict[str, Any]) -> dict[str, Any]:
+    """Without what says nothing; 0 is kept."""
+    return {k: v for k, v in args.items() if v is not None and v != "" and v is not False}

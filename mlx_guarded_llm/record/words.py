@@ -1,0 +1,75 @@
+"""How the record puts numbers and names into words, the same in logs and stories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_KB = 1000  # decimal units, like the disks and the model pages
+
+
+def seconds(value: float) -> str:
+    """A duration with three significant digits or so: "0.28 s", "35.0 s", "120 s"."""
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f} s"
+
+
+def size(count: float) -> str:
+    """A number of bytes: "831 B", "2.39 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < _KB:
+            return f"{count:.3g} {unit}"
+        count /= _KB
+    return f"{count:.3g} TB"
+
+
+def listing(items: Iterable[str]) -> str:
+    """The items as English lists them: "a, b and c"."""
+    *head, last = list(items) or [""]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def who(pairs: Iterable[tuple[str, str]]) -> str:
+    """(id, model) pairs as "r1 (phi3) and r2 (qwen)"."""
+    return listing([f"{name} ({model})" if model else name for name, model in pairs])
+
+
+def number(details: Mapping[str, Any], key: str) -> float | None:
+    """The number under `key`, or None when there is none."""
+    value = details.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def tokens(details: Mapping[str, Any]) -> str:
+    """The token counts of a finished request, or "" when they are not known."""
+    prompt, completion = number(details, "prompt_tokens"), number(details, "completion_tokens")
+    cached = number(details, "cached_tokens")
+    parts = []
+    if prompt is not None:
+        parts.append(f"{prompt} prompt tokens" + (f" ({cached} cached)" if cached else ""))
+    if completion is not None:
+        parts.append(f"{completion} generated" if parts else f"{completion} generated tokens")
+    return ", ".join(parts)
+
+
+def loaded(details: Mapping[str, Any]) -> str:
+    """What a load read and how long it took, such as "2.39 GB in 2.31 s", or ""."""
+    read, took = number(details, "bytes"), number(details, "seconds")
+    parts = [] if read is None else [size(read)]
+    return " ".join(parts if took is None else [*parts, f"in {seconds(took)}"])
+
+
+def because(cause: str) -> str:
+    """The cause as the end of a sentence: ": cause", or ""."""
+    return f": {cause}" if cause else ""
+
+
+def without_class(cause: str) -> str:
+    """What follows the class of an error: "RequestCancelled: gone" becomes "gone"."""
+    head, _, tail = cause.partition(": ")
+    return "" if head.isidentifier() and not tail else tail if head.isidentifier() else cause
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, which would forge log lines."""
+    return "".join(c if c.isprintable() else " " for c in text)

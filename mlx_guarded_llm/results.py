@@ -1,0 +1,175 @@
+"""What comes back from a generation: chunks, a result, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt after templating.
+        completion_tokens: tokens generated, thinking and the final stop token included.
+        cached_tokens: prompt tokens whose KV cache was found and not computed again.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function call the model asked for.
+
+    Attributes:
+        id: unique within the process; a tool's answer refers to it.
+        name: the function.
+        arguments: its arguments by name.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class InvalidToolCall:
+    """Text between tool markers that the model's tool parser could not read."""
+
+    text: str
+    error: str
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log probability (natural logarithm) of one generated token.
+
+    Attributes:
+        token: its id.
+        text: the token as the vocabulary spells it.
+        logprob: its log probability.
+        top: the likeliest alternatives as (id, text, logprob), best first.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where an answer came from and what it waited for. Times are seconds.
+
+    Attributes:
+        request_id: names the request in `backend.explain()` and the record.
+        requested_model: the name the caller used.
+        served_model: the name of the model that answered.
+        fingerprint: identifies the weights that answered.
+        seed: the sampling seed; the same request with it gives the same tokens.
+        degraded: why the answer is not a full one; empty when it is.
+        resumed: the answer went on in a new engine after a crash.
+        queued: waiting for a place, deferral and loading included.
+        deferred: of that, waiting for other generations before its model could load.
+        loading: of that, while its model loaded.
+        prefill: from its start until its first token.
+        decode: from its first token until its last.
+        paused: of prefill and decode, standing still while another model loaded.
+    """
+
+    request_id: str
+    requested_model: str
+    served_model: str
+    fingerprint: str = ""
+    seed: int | None = None
+    degraded: tuple[str, ...] = ()
+    resumed: bool = False
+    queued: float = 0.0
+    deferred: float = 0.0
+    loading: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    paused: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON and framework metadata."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A piece of a streamed answer. The last one carries usage and guard.
+
+    Attributes:
+        text: new answer text; whole characters only.
+        reasoning: new thinking text.
+        tool_calls: calls completed in this piece.
+        invalid_tool_calls: what stood between tool markers and could not be read.
+        logprobs: of the tokens behind this piece, when asked for.
+        finish_reason: on the last chunk, why it ended.
+        usage: on the last chunk.
+        guard: on the last chunk.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    guard: Provenance | None = None
+
+    def with_guard(self, guard: Provenance) -> Chunk:
+        """The same chunk with its provenance."""
+        return replace(self, guard=guard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A whole answer: the chunks of a stream put together."""
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    invalid_tool_calls: tuple[InvalidToolCall, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    guard: Provenance
+
+
+@dataclass
+class Collector:
+    """Puts the chunks of one stream together into a `Result`."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def add(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+
+    def result(self) -> Result:
+        """The whole answer; call it after the last chunk."""
+        last = self.chunks[-1]
+        assert last.finish_reason and last.usage and last.guard, "the last chunk is missing"
+        return Result(
+            text="".join(c.text for c in self.chunks),
+            reasoning="".join(c.reasoning for c in self.chunks),
+            tool_calls=tuple(t for c in self.chunks for t in c.tool_calls),
+            invalid_tool_calls=tuple(t for c in self.chunks for t in c.invalid_tool_calls),
+            logprobs=tuple(p for c in self.chunks for p in c.logprobs),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            guard=last.guard,
+        )

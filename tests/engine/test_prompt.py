@@ -1,0 +1,293 @@
+"""Templating and encoding of prompts."""
+
+import pickle
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from mlx_guarded_llm.engine.prompt import Prompt, encode_prompt, fit_max_tokens
+from mlx_guarded_llm.errors import ContextOverflow, InvalidRequest, ModelInvalid, NoChatTemplate
+from mlx_guarded_llm.request import PromptRequest
+from mlx_guarded_llm.testing.chat_templates import chatml
+from tests.engine._tokenizers import (
+    CONTEXT,
+    THINK,
+    TOOL,
+    Answer,
+    base,
+    byte_level,
+    caller,
+    plain,
+    sentencepiece,
+    thinker,
+)
+
+USER = {"role": "user", "content": "Hi"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+ASKED: list[dict[str, Any]] = [
+    USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call_0123456789",
+                "type": "function",
+                "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_0123456789", "content": "sunny"},
+]
+
+
+def encode(tokenizer: Any, prompt: Any, window: int = CONTEXT, **options: Any) -> Prompt:
+    return encode_prompt(tokenizer, PromptRequest(prompt, **options), context_window=window)
+
+
+def text(tokenizer: Any, prompt: Any, **options: Any) -> str:
+    return str(tokenizer.decode(encode(tokenizer, prompt, **options).token_ids))
+
+
+# What the model gets to read
+
+
+def test_a_string_is_a_user_message() -> None:
+    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text(plain(), "Hi") == text(plain(), [USER]) == expected
+
+
+def test_it_is_what_mlx_lm_makes() -> None:
+    messages = [SYSTEM, USER]
+    ours = encode(thinker(), messages, thinking=False)
+    assert list(ours.token_ids) == thinker().apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+def test_raw_text_and_base_models() -> None:
+    for prompt in (encode(plain(), "Once upon", raw=True), encode(base(), "Once upon")):
+        assert plain().decode(prompt.token_ids) == "Once upon"
+        assert prompt.raw
+        assert prompt.initial_state == "normal"
+        assert prompt.split() == [list(prompt.token_ids)]
+
+
+def test_a_leading_bos_token_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithBos:
+        has_chat_template = False
+        bos_token = "<s>"
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [1] * add_special_tokens + [2] * len(text)
+
+    assert encode(WithBos(), "a").token_ids == (1, 2)
+    assert encode(WithBos(), "<s>a").token_ids == (2,) * 4
+
+
+def test_messages_need_a_template() -> None:
+    with pytest.raises(NoChatTemplate, match=r"as one string"):
+        encode(base(), [USER])
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    tokenizer = byte_level("{{ '' }}")
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        encode(tokenizer, "Hi")
+
+
+def test_developer_becomes_system_unless_the_template_knows_it() -> None:
+    developer = {"role": "developer", "content": "Be kind."}
+    assert text(plain(), [developer, USER]) == text(plain(), [SYSTEM, USER])
+    knowing = byte_level("{# developer #}" + chatml())
+    assert "<|im_start|>developer\n" in text(knowing, [developer, USER])
+
+
+def test_thinking_reaches_the_template() -> None:
+    assert text(thinker(), "Hi").endswith("assistant\n")
+    assert text(thinker(), "Hi", thinking=True).endswith("assistant\n")
+    assert text(thinker(), "Hi", thinking=False).endswith("<think>\n\n</think>\n\n")
+    assert text(plain(), "Hi", thinking=True) == text(plain(), "Hi")
+
+
+def test_template_kwargs_reach_the_template() -> None:
+    tokenizer = byte_level("{{ date }}" + chatml())
+    assert text(tokenizer, "Hi", template_kwargs={"date": "today"}).startswith("today<")
+
+
+def test_the_last_message_can_be_continued() -> None:
+    messages = [USER, {"role": "assistant", "content": "Good mor"}]
+    options: dict[str, Any] = {"template_kwargs": {"continue_final_message": True}}
+    prompt = encode(plain(), messages, **options)
+    assert plain().decode(prompt.token_ids).endswith("<|im_start|>assistant\nGood mor")
+    assert prompt.continues_text
+    assert not prompt.raw
+    started = [USER, {"role": "assistant", "content": "<think>So"}]
+    assert encode(thinker(), started, **options).initial_state == "reasoning"
+
+
+def test_a_continued_sentencepiece_answer_keeps_its_space() -> None:
+    tokens = sentencepiece().encode("the", add_special_tokens=False)
+    going_on = Prompt((1,), (), continues_text=True)
+    assert Answer(sentencepiece(), tokens, prompt=going_on).text == " the"
+    assert Answer(sentencepiece(), tokens, prompt=Prompt((1,), ())).text == "the"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_the_templates_own_refusal_is_passed_on(continued: bool) -> None:
+    words = "Conversation roles must alternate"
+    tokenizer = byte_level(
+        "{% for message in messages %}{{ message.content }}"
+        "{{ raise_exception('" + words + "') }}{% endfor %}"
+    )
+    messages = [USER, {"role": "assistant", "content": "a"}]
+    with pytest.raises(InvalidRequest, match=words):
+        encode(tokenizer, messages, template_kwargs={"continue_final_message": continued})
+
+
+def test_a_template_that_fails() -> None:
+    with pytest.raises(InvalidRequest, match="ZeroDivisionError"):
+        encode(byte_level("{{ 1 / 0 }}"), "Hi")
+
+
+def test_a_template_that_is_broken() -> None:
+    with pytest.raises(ModelInvalid, match="chat template is broken"):
+        encode(byte_level("{% if %}"), "Hi")
+
+
+def test_the_prompt_must_leave_room_for_an_answer() -> None:
+    length = len(encode(plain(), "Hi"))
+    assert len(encode(plain(), "Hi", window=length + 1)) == length
+    with pytest.raises(ContextOverflow, match=rf"{length} tokens.*window of {length}") as caught:
+        encode(plain(), "Hi", window=length)
+    assert (caught.value.prompt_tokens, caught.value.context_window) == (length, length)
+
+
+def test_max_tokens_fit_the_window() -> None:
+    assert fit_max_tokens(90, 5, 100) == 5
+    assert fit_max_tokens(90, 50, 100) == 10
+
+
+# Tools
+
+
+def test_tools_and_calls_reach_the_template() -> None:
+    shown = text(caller("json_tools"), ASKED, tools=[TOOL])
+    assert '"name": "weather"' in shown
+    template = chatml(tools=True)
+    tokenizer = byte_level(template, added=("<tool_call>", "</tool_call>"))
+    assert '"arguments": {"city": "Rome"}}\n</tool_call>' in text(tokenizer, ASKED, tools=[TOOL])
+
+
+def test_tool_choice_none_hides_the_tools() -> None:
+    tokenizer = caller("json_tools")
+    hidden = encode(tokenizer, "Hi", tools=[TOOL], tool_choice="none")
+    assert hidden.token_ids == encode(tokenizer, "Hi").token_ids
+    assert hidden.tools == ()
+    assert encode(tokenizer, "Hi", tools=[TOOL], tool_choice="required").tools == (TOOL,)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        (plain, "cannot read tool calls"),
+        (base, "no chat template"),
+        (
+            lambda: byte_level(
+                "{# <tool_call> tool_call.name #}" + chatml(), added=("<tool_call>", "</tool_call>")
+            ),
+            "does not show them",
+        ),
+    ],
+)
+def test_tools_are_never_dropped_in_silence(tokenizer: Any, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        encode(tokenizer(), "Hi", tools=[TOOL])
+    assert caught.value.hint
+
+
+def test_mistral_gets_ids_it_accepts() -> None:
+    template = (
+        "{# [TOOL_CALLS] #}{{ tools }}{% for m in messages %}{{ m.tool_call_id }} "
+        "{% for c in m.tool_calls or [] %}{{ c.id }} {% endfor %}{% endfor %}"
+    )
+    words = text(byte_level(template, added=("[TOOL_CALLS]",)), ASKED, tools=[TOOL]).split()
+    first, second = words[-2:]
+    assert first == second
+    assert len(first) == 9
+    assert first.isalnum()
+
+
+# Where the answer begins and where the prefix cache may be cut
+
+
+@pytest.mark.parametrize("content", ["Hi", "What is <think>?", "<think>", "</think>"])
+def test_the_initial_state_is_the_templates(content: str) -> None:
+    assert encode(thinker(False), content).initial_state == "normal"
+    assert encode(thinker(False), content, thinking=False).initial_state == "normal"
+    assert encode(thinker(True), content).initial_state == "reasoning"
+    assert encode(plain(), content).initial_state == "normal"
+
+
+def test_the_initial_state_without_a_recognisable_turn() -> None:
+    always = byte_level("{{ messages[0].content }}\nA: <think>", added=THINK)
+    assert encode(always, "Hi").initial_state == "reasoning"
+    fickle = byte_level(
+        "{% if add_generation_prompt %}{{ messages[0].content }}<think>"
+        "{% else %}{{ raise_exception('no') }}{% endif %}",
+        added=THINK,
+    )
+    assert encode(fickle, "Hi").initial_state == "reasoning"
+
+
+def parts(tokenizer: Any, prompt: Prompt) -> list[tuple[str, str]]:
+    return [
+        (segment.kind, tokenizer.decode(tokens))
+        for segment, tokens in zip(prompt.segments, prompt.split(), strict=True)
+    ]
+
+
+def test_segments() -> None:
+    tokenizer = thinker(True)
+    assert parts(tokenizer, encode(tokenizer, [SYSTEM, USER])) == [
+        ("system", "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"),
+        ("user", "Hi<|im_end|>\n<|im_start|>assistant\n"),
+        ("assistant", "<think>\n"),
+    ]
+    assert [kind for kind, _ in parts(tokenizer, encode(tokenizer, [USER]))] == [
+        "user",
+        "assistant",
+    ]
+    assert [kind for kind, _ in parts(plain(), encode(plain(), [USER]))] == ["assistant"]
+
+
+def test_the_system_segment_is_shared_and_holds_the_tools() -> None:
+    tokenizer = caller("json_tools")
+    shared = set()
+    for question in ("a", "b", "<think>"):
+        prompt = encode(tokenizer, [SYSTEM, {**USER, "content": question}], tools=[TOOL])
+        assert prompt.segments[0].kind == "system"
+        shared.add(tuple(prompt.split()[0]))
+    assert len(shared) == 1
+    assert "weather" in tokenizer.decode(shared.pop())
+
+
+@pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER], [SYSTEM], [SYSTEM, *ASKED]])
+@pytest.mark.parametrize("tokenizer", [plain, thinker, lambda: thinker(True)])
+def test_segments_cover_the_prompt(messages: Any, tokenizer: Any) -> None:
+    prompt = encode(tokenizer(), messages)
+    assert tuple(chain(*prompt.split())) == prompt.token_ids
+    assert all(prompt.split())
+    assert pickle.loads(pickle.dumps(prompt)) == prompt
+
+
+def test_the_request_is_not_changed_by_encoding() -> None:
+    request = PromptRequest(ASKED, tools=[TOOL])
+    before = pickle.dumps(request)
+    for parser in ("json_tools", "mistral"):
+        encode_prompt(caller(parser), request, context_window=CONTEXT)
+    assert pickle.dumps(request) == before
