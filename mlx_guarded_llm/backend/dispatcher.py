@@ -501,6 +501,9 @@ class Dispatcher:
         """Nothing works any more: everybody is told, and nothing new is taken."""
         if self._dead is None:
             self._note("engine.failed", cause=str(error))
+            self._end_all(error)
+
+    def _end_all(self, error: GuardedLLMError) -> None:
         self._dead = error
         self._until_ready.clear()
         for request in list(self._requests.values()):
@@ -518,7 +521,7 @@ class Dispatcher:
         self._warmer.stop()
         if self._guard is not None:
             self._do(self._guard.close(time.monotonic(), error))
-        self._break(self._dead or error)
+        self._end_all(self._dead or error)
         if self._engine is None:
             self._running = False
         else:

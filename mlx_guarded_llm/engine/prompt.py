@@ -152,7 +152,7 @@ class _Template:
         self._options = dict(request.template_kwargs)
         self._options.pop("continue_final_message", None)
         self._options["tools"] = list(request.offered_tools) or None
-        if request.tool_choice is not None:
+        if request.offered_tools and request.tool_choice is not None:
             self._options["tool_choice"] = request.tool_choice
         if request.thinking is not None:
             self._options["enable_thinking"] = request.thinking

@@ -1,7 +1,8 @@
 """The guard: when a model may load, and who waits for whom. Pure, without MLX."""
 
 from .actions import Action, Exclusive, Fail, Load, Run, Settle, Start, Stop, Unload
-from .guard import Guard, LoadDeadline
+from .guard import Guard
+from .limits import LoadDeadline
 from .room import Room, Unbounded
 from .state import ModelState, Timing
 

@@ -3,108 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Mapping
 
 from ..errors import GuardedLLMError
-from ..record.events import Event, Kind
-from .actions import Action, Fail, Load, Run, Settle, Start, Stop, Unload
-from .room import Room
-from .state import JobKind, JobState, ModelState, RequestState
+from ..record.events import Kind
+from .actions import Fail, Load, Run, Settle, Start, Stop, Unload
+from .reasons import describe
+from .state import JobKind, JobState, ModelState, Pairs, RequestState
+from .view import View
 
-Pairs = tuple[tuple[str, str], ...]  # (request or job id, model)
 
-
-class Book:
-    """Requests, models and jobs, and how they change. It decides nothing.
-
-    Attributes:
-        now: the time of the input being handled, seconds.
-        requests: every request that has not ended.
-        models: every model that is resident or wanted.
-        residents: those of them that are resident; few, as memory bounds them.
-        jobs: pending jobs, oldest first.
-        callers: the job that each caller waits for.
-        fresh: jobs added during the input being handled.
-        running: the job the engine has, or None.
-        active: requests the engine has, in the order they started.
-        paused: those of them that stand still while jobs run.
-        pause_began: when they were paused.
-        next_pause: when they may be paused again.
-        actions: what the owner has to do, in order.
-    """
-
-    def __init__(self, room: Room, emit: Callable[[Event], None]) -> None:
-        self.now = 0.0
-        self.requests: dict[str, RequestState] = {}
-        self.models: dict[str, ModelState] = {}
-        self.residents: dict[str, ModelState] = {}
-        self.jobs: OrderedDict[str, JobState] = OrderedDict()
-        self.callers: dict[str, JobState] = {}
-        self.fresh: list[JobState] = []
-        self.running: JobState | None = None
-        self.active: dict[str, None] = {}
-        self.paused: dict[str, None] = {}
-        self.pause_began = 0.0
-        self.next_pause = 0.0
-        self.actions: list[Action] = []
-        self._room = room
-        self._emit = emit
-        self._order = itertools.count()
-
-    # ---- looking ----------------------------------------------------------------
-
-    def model(self, name: str) -> ModelState:
-        return self.models.setdefault(name, ModelState(name))
-
-    def forget(self, model: ModelState) -> None:
-        if model.forgotten:
-            self.models.pop(model.name, None)
-
-    def oldest(self) -> JobState | None:
-        """The oldest pending job."""
-        return next(iter(self.jobs.values()), None)
-
-    def head(self) -> JobState | None:
-        """The oldest pending job that is not blocked by its own model's generations."""
-        return next((job for job in self.jobs.values() if not self.busy(job)), None)
-
-    def busy(self, job: JobState) -> bool:
-        """An unload, or the load after it, of a model that is generating."""
-        return job.kind != "run" and bool(self.models[job.model].active)
-
-    def pending(self, job_id: str | None) -> JobState | None:
-        return self.jobs.get(job_id) if job_id is not None else None
-
-    def find(self, job_id: str | None) -> JobState | None:
-        """A pending or running job."""
-        if self.running is not None and self.running.id == job_id:
-            return self.running
-        return self.pending(job_id)
-
-    def evictable(self, keep: str, order: int) -> list[str]:
-        """Models that may leave so that `keep` fits, least recently used first.
-
-        Not those with a request waiting that came before `order`.
-        """
-        idle = [
-            model
-            for model in self.residents.values()
-            if model.idle and not model.pinned and model.name != keep
-            if not (model.waiting and self.first(model).order < order)
-        ]
-        return [model.name for model in sorted(idle, key=lambda model: model.last_used)]
-
-    def first(self, model: ModelState) -> RequestState:
-        """The oldest of a model's waiting requests."""
-        return self.requests[next(iter(model.waiting))]
-
-    def holders(self, active: Iterable[str] | None = None) -> Pairs:
-        """Active generations (all of them, or these), as (request id, model)."""
-        return tuple((r, self.requests[r].model) for r in (active or self.active))
-
-    def queued_requests(self) -> int:
-        return len(self.requests) - len(self.active)
+class Book(View):
+    """How requests, models and jobs change. It decides nothing."""
 
     # ---- requests -----------------------------------------------------------------
 
@@ -143,7 +53,7 @@ class Book:
             "request.started",
             model=request.model,
             request_id=request.id,
-            queued=timing.queued,
+            details={"queued": timing.queued},
         )
         self.actions.append(Start(request.id, request.model))
 
@@ -334,13 +244,19 @@ class Book:
             model=job.model,
             job_id=job.id,
             cause=job.cause,
-            evict=list(evict),
-            paused=list(paused),
-            waited=self.now - job.asked_at,
+            details={
+                "evict": list(evict),
+                "paused": list(paused),
+                "waited": self.now - job.asked_at,
+            },
         )
 
     def finish(
-        self, job: JobState, error: GuardedLLMError | None, left: tuple[str, ...], **details: object
+        self,
+        job: JobState,
+        error: GuardedLLMError | None,
+        left: tuple[str, ...],
+        details: Mapping[str, object],
     ) -> None:
         """The running job ended, and the models in `left` are out of memory."""
         assert job.started_at is not None
@@ -350,8 +266,7 @@ class Book:
             model=job.model,
             job_id=job.id,
             cause=describe(error) if error else job.cause,
-            seconds=self.now - job.started_at,
-            **details,
+            details={"seconds": self.now - job.started_at, **details},
         )
         if job.kind == "load":
             self._load_ended(job, job.started_at, error)
@@ -429,32 +344,6 @@ class Book:
             model.pinned = model.pinned or load.pin
             self.drop(load, cause="resident already")
 
-    # ---- the record -------------------------------------------------------------------
-
-    def note(
-        self,
-        kind: Kind,
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        job_id: str | None = None,
-        cause: str = "",
-        waiting_for: Pairs = (),
-        **details: object,
-    ) -> None:
-        self._emit(
-            Event(
-                kind=kind,
-                time=self.now,
-                model=model,
-                request_id=request_id,
-                job_id=job_id,
-                cause=cause,
-                waiting_for=waiting_for,
-                details=details,
-            )
-        )
-
 
 def _pair(job: JobState) -> Pairs:
     return ((job.id, job.model),)
@@ -462,8 +351,3 @@ def _pair(job: JobState) -> Pairs:
 
 def _kind(job: JobState, verb: str) -> Kind:
     return f"{job.kind}.{verb}"  # type: ignore[return-value]
-
-
-def describe(error: GuardedLLMError) -> str:
-    """An error in one line, for the record."""
-    return f"{type(error).__name__}: {error}"

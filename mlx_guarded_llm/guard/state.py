@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 JobKind = Literal["load", "unload", "run"]
+Pairs = tuple[tuple[str, str], ...]  # (request or job id, model)
 
 
 @dataclass

@@ -9,10 +9,12 @@ from typing import Any
 CPU_SHARE = 0.6
 GPU_SHARE = 0.9
 
-_CGROUP_FILES = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+# A container's limit, what it has used of it, and where its file cache is listed.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:
@@ -38,12 +40,27 @@ def available_ram() -> int:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    limits = [limit for limit in map(_read_limit, _CGROUP_FILES) if limit is not None]
-    return min([available, *limits])
+    for limit_file, usage_file, stat_file in _CGROUPS:
+        limit = _read_number(_CGROUP_ROOT / limit_file)
+        if limit is not None:
+            used = _read_number(_CGROUP_ROOT / usage_file) or 0
+            # File cache out of recent use counts as used, but is given back at need.
+            used -= min(used, _inactive_file(_CGROUP_ROOT / stat_file))
+            available = min(available, max(0, limit - used))
+    return available
 
 
-def _read_limit(path: Path) -> int | None:
+def _read_number(path: Path) -> int | None:
     try:
         return int(path.read_text())
     except (OSError, ValueError):  # not there, or "max"
         return None
+
+
+def _inactive_file(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    numbers = (line.split() for line in lines)
+    return next((int(words[1]) for words in numbers if words[:1] == ["inactive_file"]), 0)

@@ -10,34 +10,41 @@ Pure book-keeping in bytes; the guard asks it (`guard.Room`) and nothing waits h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..errors import MemoryRefused
-from .footprint import Footprint
+
+if TYPE_CHECKING:
+    from .footprint import Footprint
 
 GIB = 1024**3
 
 
-@dataclass
+@dataclass(eq=False)
 class _Account:
     """One model's side of the ledger.
 
     Attributes:
-        wanted: tokens of the requests that wait for it, in order of arrival.
+        wanted: tokens of the requests that wait for it.
         running: tokens of the requests that hold a KV cache.
     """
 
     footprint: Footprint
-    loaded: bool = False
     wanted: dict[str, int] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
 
     def kv_bytes(self, *more: int) -> int:
         """KV caches of the running requests and of `more`, padded to the longest."""
         tokens = [*self.running.values(), *more]
-        per_row = self.footprint.kv_bytes(max(tokens)) + self.footprint.state_bytes if tokens else 0
-        return len(tokens) * per_row
+        if not tokens:
+            return 0
+        return len(tokens) * (self.footprint.kv_bytes(max(tokens)) + self.footprint.state_bytes)
+
+    def total_bytes(self, *more: int) -> int:
+        """Weights and KV caches, those of `more` included."""
+        return self.footprint.weight_bytes + self.kv_bytes(*more)
 
 
 class Ledger:
@@ -56,6 +63,8 @@ class Ledger:
         self.prefix_cache_bytes = prefix_cache_bytes
         self._prefill_tokens = prefill_tokens
         self._accounts: dict[str, _Account] = {}
+        self._loaded: dict[str, _Account] = {}  # resident or loading
+        self._running: dict[str, _Account] = {}  # by request
 
     # ---- what the backend tells it ---------------------------------------------
 
@@ -74,7 +83,7 @@ class Ledger:
             MemoryRefused: it would not fit even with every other model evicted.
         """
         account = self._accounts[model]
-        needed = self._alone(account, tokens)
+        needed = self._used({}, _Account(account.footprint), tokens)
         if needed > self.budget_bytes:
             raise self._refused(f"{model} with {tokens} tokens of context", needed)
         account.wanted[request_id] = tokens
@@ -91,102 +100,113 @@ class Ledger:
         Raises:
             MemoryRefused: with the numbers.
         """
-        needed = self._alone(self._accounts[model], None)
+        needed = self._used({}, _Account(self._accounts[model].footprint))
         if needed > self.budget_bytes:
             raise self._refused(model, needed)
 
     @property
     def used_bytes(self) -> int:
         """Everything promised now."""
-        return self._used(self._accounts.values())
+        return self._used(self._loaded)
 
     def model_bytes(self, model: str) -> int:
         """Weights and KV caches promised to one model now."""
-        account = self._accounts.get(model)
-        if account is None or not account.loaded:
-            return 0
-        return account.footprint.weight_bytes + account.kv_bytes()
+        account = self._loaded.get(model)
+        return 0 if account is None else account.total_bytes()
 
     # ---- what the guard asks (guard.Room) ----------------------------------------
 
-    def plan_load(self, model: str, idle: Sequence[str]) -> tuple[str, ...] | None:
+    def plan_load(
+        self, model: str, idle: Sequence[str], request_id: str | None = None
+    ) -> tuple[str, ...] | None:
         """See `guard.Room.plan_load`."""
-        account = self._accounts[model]
-        return self._evict_until_fits(account, next(iter(account.wanted.values()), None), idle)
+        return self._plan(model, idle, self._tokens(model, request_id))
 
-    def plan_start(self, request_id: str, model: str, idle: Sequence[str]) -> tuple[str, ...] | None:
+    def plan_start(
+        self, request_id: str, model: str, idle: Sequence[str]
+    ) -> tuple[str, ...] | None:
         """See `guard.Room.plan_start`."""
-        account = self._accounts[model]
-        return self._evict_until_fits(account, account.wanted.get(request_id, 0), idle)
+        return self._plan(model, idle, self._tokens(model, request_id))
 
     def reserve_load(self, model: str) -> None:
         """See `guard.Room.reserve_load`."""
-        self._accounts[model].loaded = True
+        self._loaded[model] = self._accounts[model]
 
     def release_model(self, model: str) -> None:
         """See `guard.Room.release_model`."""
-        self._accounts[model].loaded = False
+        self._loaded.pop(model, None)
 
     def reserve_start(self, request_id: str, model: str) -> None:
         """See `guard.Room.reserve_start`."""
-        account = self._accounts[model]
+        account = self._running[request_id] = self._accounts[model]
         account.running[request_id] = account.wanted.pop(request_id, 0)
 
     def release_start(self, request_id: str) -> None:
         """See `guard.Room.release_start`."""
-        for account in self._accounts.values():
-            account.running.pop(request_id, None)
+        account = self._running.pop(request_id, None)
+        if account is not None:
+            del account.running[request_id]
 
-    def refusal(self, model: str, request_id: str | None = None) -> MemoryRefused:
+    def refusal(
+        self, model: str, idle: Sequence[str], request_id: str | None = None
+    ) -> MemoryRefused:
         """See `guard.Room.refusal`."""
-        account = self._accounts[model]
-        tokens = account.wanted.get(request_id) if request_id else None
-        if tokens is None:
-            tokens = next(iter(account.wanted.values()), None)
-        others = self._used(a for a in self._accounts.values() if a is not account)
-        held = ", ".join(n for n, a in self._accounts.items() if a.loaded and a is not account)
-        error = self._refused(model, self._alone(account, tokens) + others - self.prefix_cache_bytes)
-        return error if not held else self._refused(f"{model} beside {held}", error.needed_bytes)
+        others = self._others(model, idle)
+        tokens = self._tokens(model, request_id)
+        what = model if tokens is None else f"{model} with {tokens} tokens of context"
+        if others:
+            what += f" beside {', '.join(others)}"
+        return self._refused(what, self._used(others, self._accounts[model], tokens))
 
     # ---- sums -------------------------------------------------------------------------
 
-    def _evict_until_fits(
-        self, account: _Account, tokens: int | None, idle: Sequence[str]
-    ) -> tuple[str, ...] | None:
-        kept = [a for a in self._accounts.values() if a.loaded and a is not account]
-        evict: list[str] = []
-        candidates = iter(idle)
-        while self._used(kept, account, tokens) > self.budget_bytes:
-            name = next(candidates, None)
-            if name is None:
-                return None
-            evict.append(name)
-            kept.remove(self._accounts[name])
+    def _tokens(self, model: str, request_id: str | None) -> int | None:
+        """What a waiting request wants; None for no request."""
+        if request_id is None:
+            return None
+        return self._accounts[model].wanted.get(request_id, 0)
+
+    def _others(self, model: str, evicted: Sequence[str]) -> dict[str, _Account]:
+        """Every loaded model but this one and the evicted."""
+        return {n: a for n, a in self._loaded.items() if n != model and n not in evicted}
+
+    def _plan(self, model: str, idle: Sequence[str], tokens: int | None) -> tuple[str, ...] | None:
+        """The least recently used of `idle`, as many as it takes, but none in vain."""
+        account = self._accounts[model]
+
+        def fits_without(evicted: Sequence[str]) -> bool:
+            return self._used(self._others(model, evicted), account, tokens) <= self.budget_bytes
+
+        counts = (n for n in range(len(idle) + 1) if fits_without(idle[:n]))
+        count = next(counts, None)
+        if count is None:
+            return None
+        evict = list(idle[:count])
+        for name in idle[:count]:
+            rest = [other for other in evict if other != name]
+            if fits_without(rest):
+                evict = rest
         return tuple(evict)
 
     def _used(
         self,
-        accounts: Iterable[_Account],
+        loaded: Mapping[str, _Account],
         candidate: _Account | None = None,
         tokens: int | None = None,
     ) -> int:
-        loaded = [a for a in accounts if a.loaded and a is not candidate]
-        total = self.prefix_cache_bytes
-        total += sum(a.footprint.weight_bytes + a.kv_bytes() for a in loaded)
+        """All that these models take, with a candidate that is not among them."""
+        total = self.prefix_cache_bytes + sum(account.total_bytes() for account in loaded.values())
+        accounts = [*loaded.values()]
         if candidate is not None:
-            more = () if tokens is None else (tokens,)
-            total += candidate.footprint.weight_bytes + candidate.kv_bytes(*more)
-            loaded.append(candidate)
-        peaks = (a.footprint.prefill_bytes(self._prefill_tokens) for a in loaded)
+            total += candidate.total_bytes(*(() if tokens is None else (tokens,)))
+            accounts.append(candidate)
+        peaks = (account.footprint.prefill_bytes(self._prefill_tokens) for account in accounts)
         return total + max(peaks, default=0)
-
-    def _alone(self, account: _Account, tokens: int | None) -> int:
-        fresh = _Account(account.footprint)
-        return self._used((), fresh, tokens)
 
     def _refused(self, what: str, needed: int) -> MemoryRefused:
         return MemoryRefused(
-            f"{what} needs {needed / GIB:.2f} GiB; the budget is {self.budget_bytes / GIB:.2f} GiB.",
+            f"{what} needs {needed / GIB:.2f} GiB; "
+            f"the budget is {self.budget_bytes / GIB:.2f} GiB.",
             needed_bytes=needed,
             budget_bytes=self.budget_bytes,
             hint="Raise memory_budget, lower max_tokens, unpin a model, or take a smaller one.",

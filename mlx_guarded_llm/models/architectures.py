@@ -40,7 +40,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
             hint="Use a model whose architecture is part of mlx-lm.",
         )
     known = _known_types()
-    module = _module_name(model_type, config.get("architectures"))
+    module = module_name(model_type, config.get("architectures"))
     if module not in known:
         own_code = " Its own code (auto_map) is never run." if "auto_map" in config else ""
         near = difflib.get_close_matches(module, known, n=1)
@@ -63,7 +63,7 @@ def _quantisation_method(config: Mapping[str, Any]) -> str | None:
     return method if isinstance(method, str) else None
 
 
-def _module_name(model_type: str, architectures: object) -> str:
+def module_name(model_type: str, architectures: object) -> str:
     """The module that mlx_lm.utils._get_classes would import."""
     names, by_architecture = _tables()
     if isinstance(architectures, str):

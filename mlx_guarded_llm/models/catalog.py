@@ -57,9 +57,7 @@ class Catalog:
         InvalidRequest: the aliases file was named and is missing, or it is wrong.
     """
 
-    def __init__(
-        self, *, aliases_file: Path | None = None, cache_dir: Path | None = None
-    ) -> None:
+    def __init__(self, *, aliases_file: Path | None = None, cache_dir: Path | None = None) -> None:
         named = aliases_file or os.environ.get("MLX_GUARDED_MODELS_FILE")
         file = absolute(named or platformdirs.user_config_path(APP) / "models.toml")
         self._aliases = {**BUILT_IN, **read_aliases(file, required=bool(named))}
@@ -174,7 +172,7 @@ class Catalog:
     def on_disk(self) -> list[OnDisk]:
         """Embedded models and aliased repositories that are on disk, by name."""
         names: dict[tuple[str, str], str] = {}
-        for name, alias in self._aliases.items():
+        for name in self._aliases:
             try:
                 spec = self.resolve(name)
             except (ModelNotFound, ModelUnsupported):

@@ -68,4 +68,5 @@ def tree_size(folder: Path) -> int:
 
 
 def gigabytes(count: int) -> str:
+    """A count of bytes as people read it, without the unit."""
     return f"{count / 1e9:.2f}"

@@ -97,9 +97,7 @@ def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> P
             return import_gguf(source, target, dequantize=NAMES[name], progress=progress)
     except OSError as error:
         if is_disk_full(error):
-            raise disk_full(
-                target, name, needed=None, free=free_bytes(target)
-            ) from error
+            raise disk_full(target, name, needed=None, free=free_bytes(target)) from error
         raise PullFailed(
             f"{name} could not be made in {target}: {error}.",
             hint="Check the folder's permissions, or set MLX_GUARDED_CACHE_DIR.",

@@ -64,9 +64,7 @@ def fetch(repository: str, revision: str | None, *, progress: OnProgress | None 
 
     storage = _storage(repository)
     with _typed_errors(repository, revision, storage):
-        plan = snapshot_download(
-            repository, revision=revision, allow_patterns=ALLOW, dry_run=True
-        )
+        plan = snapshot_download(repository, revision=revision, allow_patterns=ALLOW, dry_run=True)
     if not any(file.filename.endswith(".safetensors") for file in plan):
         raise ModelUnsupported(
             f"{repository} has no model*.safetensors; other weights are not read.",

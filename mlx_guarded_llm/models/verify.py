@@ -250,8 +250,11 @@ def _digest_file(digest: hashlib._Hash, file: Path, header: Header) -> None:
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the language model, with the outer config's keys behind it."""
-    inner = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
-    return {**config, **inner}
+    for key in _TEXT_CONFIGS:
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            return {**config, **inner}
+    return dict(config)
 
 
 def _context_window(config: Mapping[str, Any], folder: Path) -> int:

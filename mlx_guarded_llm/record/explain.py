@@ -41,7 +41,12 @@ def explain(events: Iterable[Event], request_id: str) -> str:
     lines += _own(request, lives)
     lines.sort(key=lambda line: line[0])
     head = f"Request {request_id} asked for {request.model}."
-    if request.partial:
+    if request.partial and request.started is None:
+        head += (
+            " Only its end is in the record: it was refused at once, or its first"
+            " events were dropped."
+        )
+    elif request.partial:
         head += (
             " Its first events were dropped from the bounded record;"
             " times count from the first one left."
@@ -73,9 +78,12 @@ def _queued(request: RequestLife, jobs: list[JobLife], lives: Lives) -> Iterator
     later = []
     for job in jobs:
         asked_by = f", asked for by {job.request_id}" if job.request_id else ""
-        if not _own_load(job, request):
+        own_load, asked = _own_load(job, request), job.request_id == request.request_id
+        if asked and not own_load:
+            reason = f"it needs the {job.name} first"
+        elif not own_load:
             reason = f"it waits behind the {job.name}{asked_by}"
-        elif job.request_id == request.request_id:
+        elif asked:
             reason = "its model is not in memory, so a load of it was queued"
         else:
             reason = f"it joins those who wait for the load of its model{asked_by}"
@@ -90,10 +98,12 @@ def _queued(request: RequestLife, jobs: list[JobLife], lives: Lives) -> Iterator
 def _job(job: JobLife, request: RequestLife, lives: Lives) -> Iterator[Line]:
     """What happened to a load, or other exclusive work, that the request waited for."""
     name = "the load" if _own_load(job, request) else f"the {job.name}"
-    if job.deferred is not None:
-        holders = [_held(pair, job.deferred, lives) for pair in job.waiting_for]
+    for deferral in job.deferrals:
+        holders = [_held(pair, deferral.time, lives) for pair in deferral.waiting_for]
         behind = f" behind {words.listing(holders)}" if holders else ""
-        yield job.deferred, f"{name} was deferred{behind}"
+        why = " for want of memory" if deferral.cause == "memory" else ""
+        still = "" if deferral is job.deferrals[0] else "still "
+        yield deferral.time, f"{name} was {still}deferred{why}{behind}"
     if job.started is not None:
         waited = None if job.deferred is None else job.started - job.deferred
         yield (
@@ -118,7 +128,10 @@ def _own_load(job: JobLife, request: RequestLife) -> bool:
 
 
 def _held(pair: tuple[str, str], now: float, lives: Lives) -> str:
-    """A holder, and for how long it had been running by then."""
+    """A holder: a job, or a request and for how long it had been running by then."""
+    job = lives.job(pair[0])
+    if job is not None:
+        return f"the {job.name}"
     holder = lives.requests.get(pair[0])
     if holder is None or holder.started is None or holder.partial:
         return words.who([pair])
@@ -158,11 +171,13 @@ def _own(request: RequestLife, lives: Lives) -> Iterator[Line]:
 
 
 def _why(pause: Pause, request: RequestLife, lives: Lives) -> str:
-    job = lives.job_behind(pause, request.request_id)
-    if job is None:
+    names = [
+        f"the {job.name}" + (f", asked for by {job.request_id}" if job.request_id else "")
+        for job in lives.jobs_behind(pause, request.request_id)
+    ]
+    if not names:
         return words.because(pause.cause)
-    asked_by = f", asked for by {job.request_id}" if job.request_id else ""
-    return f" at a token boundary for the {job.name}{asked_by}"
+    return f" at a token boundary for {words.listing(names)}"
 
 
 def _end(request: RequestLife) -> str:

@@ -25,6 +25,15 @@ class Pause:
     job_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Deferral:
+    """Why and for whom a job had to wait from `time` on."""
+
+    time: float
+    cause: str
+    waiting_for: tuple[tuple[str, str], ...]
+
+
 @dataclass
 class RequestLife:
     """What the record tells of one request. Times are None where it tells nothing.
@@ -99,7 +108,7 @@ class JobLife:
     Attributes:
         subject: "load", "unload" or "run".
         request_id: the request that asked for it, if one did.
-        waiting_for: (request id, model) of the generations that deferred it.
+        deferrals: what deferred it, in order; a later one names what it found next.
         evict: models unloaded to make room for it.
         paused: requests that stood still for it.
     """
@@ -110,15 +119,24 @@ class JobLife:
     seen: float
     request_id: str | None = None
     queued: float | None = None
-    deferred: float | None = None
     started: float | None = None
     ended: float | None = None
+    deferrals: list[Deferral] = field(default_factory=list)
     outcome: Outcome | None = None
     cause: str = ""
-    waiting_for: tuple[tuple[str, str], ...] = ()
     evict: tuple[str, ...] = ()
     paused: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deferred(self) -> float | None:
+        """Since when it was deferred."""
+        return self.deferrals[0].time if self.deferrals else None
+
+    @property
+    def waiting_for(self) -> tuple[tuple[str, str], ...]:
+        """(request or job id, model) of all that deferred it."""
+        return tuple(dict.fromkeys(pair for d in self.deferrals for pair in d.waiting_for))
 
     @property
     def name(self) -> str:
@@ -131,9 +149,7 @@ class JobLife:
             case "queued" if self.deferred is None and self.started is None:
                 self.queued = event.time if self.queued is None else self.queued
             case "deferred" if self.started is None:
-                self.deferred = event.time if self.deferred is None else self.deferred
-                new = (pair for pair in event.waiting_for if pair not in self.waiting_for)
-                self.waiting_for += tuple(new)
+                self.deferrals.append(Deferral(event.time, event.cause, event.waiting_for))
             case "started" if self.started is None:
                 self.started = event.time
                 self.evict = tuple(event.details.get("evict") or ())
@@ -170,39 +186,38 @@ class Lives:
     _latest: dict[str, JobLife] = field(default_factory=dict)
 
     def job(self, job_id: str | None) -> JobLife | None:
-        """The job of this id, in its latest try."""
+        """The latest job of this id. A new engine counts them afresh."""
         return self._latest.get(job_id or "")
 
     def jobs_of(self, request: RequestLife) -> list[JobLife]:
         """What the request waited for: its model's loads, and work it was queued behind."""
+        if request.queued is None:
+            return []
         named = {name for name, _ in request.waiting_for}
-        begin = request.seen if request.queued is None else request.queued
         ends = (time for time in (request.started, request.ended, self.last) if time is not None)
         end = next(ends)
         return [
             job
             for job in self.jobs
-            if job.job_id in named
-            or (
-                (job.subject, job.model) == ("load", request.model)
-                and job.seen <= end
-                and (job.ended is None or job.ended >= begin)
-                and not request.partial
+            if (
+                job.job_id in named
+                or job.request_id == request.request_id
+                or (job.subject == "load" and job.model == request.model)
             )
+            and job.seen <= end
+            and (job.ended is None or job.ended >= request.queued)
         ]
 
-    def job_behind(self, pause: Pause, request_id: str) -> JobLife | None:
-        """The exclusive work for which a request was paused, if the record has it."""
-        named = self.job(pause.job_id)
-        if named is not None:
-            return named
+    def jobs_behind(self, pause: Pause, request_id: str) -> list[JobLife]:
+        """The exclusive work for which a request was paused, as far as the record goes."""
         end = self.last if pause.end is None else pause.end
-        for job in self.jobs:
-            if job.started is None or request_id not in job.paused:
-                continue
-            if pause.start <= job.started <= end:
-                return job
-        return None
+        return [
+            job
+            for job in self.jobs
+            if (job.job_id == pause.job_id or request_id in job.paused)
+            and job.started is not None
+            and pause.start <= job.started <= end
+        ]
 
     def add(self, event: Event) -> None:
         subject, _, verb = event.kind.partition(".")
@@ -233,7 +248,7 @@ class Lives:
         for request in self.requests.values():
             request.pause(event.time, cause)
         for job in self.jobs:
-            if job.started is not None and job.ended is None:
+            if job.ended is None:
                 job.end(event.time, "failed", cause)
 
 

@@ -100,14 +100,18 @@ def line(event: Event) -> str:
 def _request(event: Event, verb: str) -> str:
     name = words.who([(event.request_id or "?", event.model or "")])
     match verb:
+        case "started":
+            return f"{name} started" + _after(event, "queued")
         case "first_token":
             return f"{name} has its first token"
+        case "resumed":
+            return f"{name} resumed"
         case "finished":
-            counts, took = words.tokens(event.details), words.number(event.details, "seconds")
+            counts, took = words.tokens(event.details), words.took(event.details)
             return (
                 f"{name} finished"
                 + (f" ({event.cause})" if event.cause else "")
-                + (f": {counts}" if counts else "")
+                + words.because(counts)
                 + (f" in {words.seconds(took)}" if took is not None else "")
             )
         case "failed" if cancelled(event):
@@ -120,22 +124,30 @@ def _job(event: Event, subject: str, verb: str) -> str:
     name = f"{subject} of {event.model}" if event.model else f"{subject} {event.job_id or ''}"
     match verb:
         case "queued":
-            asker = f", asked for by {event.request_id}" if event.request_id else ""
-            return f"{name} queued" + asker + _behind(event) + words.because(event.cause)
+            asker = f", asked for by {event.request_id}"
+            return f"{name} queued" + (asker if event.request_id else words.because(event.cause))
+        case "deferred":
+            return (
+                f"{name} deferred" + (f" ({event.cause})" if event.cause else "") + _behind(event)
+            )
         case "started":
             evict, paused = event.details.get("evict"), event.details.get("paused")
             return (
                 f"{name} started"
+                + _after(event, "waited")
                 + (f", evicts {words.listing(evict)}" if evict else "")
                 + (f", with {words.listing(paused)} paused" if paused else "")
-                + words.because(event.cause)
             )
         case "finished":
-            numbers = words.loaded(event.details)
-            return f"{name} finished" + (f": {numbers}" if numbers else "")
+            return f"{name} finished" + words.because(words.loaded(event.details))
         case _:
-            return f"{name} {verb}" + _behind(event) + words.because(event.cause)
+            return f"{name} {verb}" + words.because(event.cause)
 
 
 def _behind(event: Event) -> str:
     return f" behind {words.who(event.waiting_for)}" if event.waiting_for else ""
+
+
+def _after(event: Event, key: str) -> str:
+    waited = words.number(event.details, key)
+    return f" after {words.seconds(waited)}" if waited is not None and waited >= 0.005 else ""

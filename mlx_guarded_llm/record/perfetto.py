@@ -101,33 +101,42 @@ class _Trace:
             }
 
     def arrows(self) -> Iterator[TraceEvent]:
-        """From each generation that holds a load up to the load's deferral."""
-        generating = {
-            span.label: span for span in self.timeline.spans() if span.kind == "generating"
-        }
-        number = 0
+        """From each generation that holds a job up to the deferral of that job."""
+        generating: dict[str, Span] = {}
+        deferred: dict[tuple[str | None, float | None], Span] = {}
         for span in self.timeline.spans():
-            job = self.lives.job(span.job_id) if span.kind == "deferred" else None
-            for holder_id, _ in job.waiting_for if job else ():
-                holder = generating.get(holder_id)
-                request = self.lives.requests.get(holder_id)
-                if holder is None or request is None or request.started is None:
-                    continue
-                end = self.timeline.end if request.ended is None else request.ended
-                if not request.started <= span.start <= end:
-                    continue
-                number += 1
-                for ph, place in (("s", holder), ("f", span)):
-                    yield {
-                        "ph": ph,
-                        "bp": "e",  # bind to the slice around it, not to the next one
-                        "id": number,
-                        "pid": _PID,
-                        "tid": self.tids[place.row, place.lane],
-                        "ts": self.ts(span.start),
-                        "cat": "waits for",
-                        "name": "waits for",
-                    }
+            if span.kind == "generating":
+                generating[span.label] = span
+            elif span.kind == "deferred":
+                deferred[span.job_id, span.start] = span
+        number = 0
+        for job in self.lives.jobs:
+            held = deferred.get((job.job_id, job.deferred))
+            for deferral in job.deferrals if held else ():
+                for name, _ in deferral.waiting_for:
+                    holder = generating.get(name)
+                    if holder and held and self.runs(name, deferral.time):
+                        number += 1
+                        yield self.arrow("s", number, holder, deferral.time)
+                        yield self.arrow("f", number, held, deferral.time)
+
+    def runs(self, request_id: str, time: float) -> bool:
+        """Whether there is a slice of this request at `time` to fix an arrow to."""
+        request = self.lives.requests[request_id]
+        end = self.timeline.end if request.ended is None else request.ended
+        return request.started is not None and request.started <= time <= end
+
+    def arrow(self, ph: str, number: int, span: Span, time: float) -> TraceEvent:
+        return {
+            "ph": ph,
+            "bp": "e",  # bind to the slice around it, not to the next one
+            "id": number,
+            "pid": _PID,
+            "tid": self.tids[span.row, span.lane],
+            "ts": self.ts(time),
+            "cat": "waits for",
+            "name": "waits for",
+        }
 
 
 def _meta(kind: str, tid: int, **args: Any) -> TraceEvent:

@@ -87,7 +87,9 @@ def timeline(events: Iterable[Event]) -> Timeline:
     groups: dict[str, tuple[list[JobLife], list[RequestLife]]] = {}
     everyone: list[JobLife | RequestLife] = [*lives.requests.values(), *lives.jobs]
     for life in sorted(everyone, key=lambda life: life.seen):
-        jobs, requests = groups.setdefault(life.model or FOREIGN, ([], []))
+        foreign = isinstance(life, JobLife) and life.subject == "run"
+        name = FOREIGN if foreign else life.model or "?"
+        jobs, requests = groups.setdefault(name, ([], []))
         if isinstance(life, JobLife):
             jobs.append(life)
         else:

@@ -59,6 +59,15 @@ def loaded(details: Mapping[str, Any]) -> str:
     return " ".join(parts if took is None else [*parts, f"in {seconds(took)}"])
 
 
+def took(details: Mapping[str, Any]) -> float | None:
+    """Seconds that a finished generation took, prefill and decode."""
+    whole = number(details, "seconds")
+    parts = number(details, "prefill"), number(details, "decode")
+    if whole is None and None not in parts:
+        return sum(part for part in parts if part is not None)
+    return whole
+
+
 def because(cause: str) -> str:
     """The cause as the end of a sentence: ": cause", or ""."""
     return f": {cause}" if cause else ""

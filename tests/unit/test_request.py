@@ -18,7 +18,10 @@ from mlx_guarded_llm.request import PromptRequest
 UNHURRIED = settings(deadline=None)  # machines that build are busy
 
 USER = {"role": "user", "content": "Hi"}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object"}},
+}
 
 
 def call(arguments: Any = "{}", **changes: Any) -> dict[str, Any]:
@@ -49,12 +52,8 @@ def test_parts_are_joined_and_arguments_parsed() -> None:
     first, second, third = request.messages
     assert first == {"role": "user", "content": "ab", "name": "ann"}
     assert second["content"] == ""
-    assert [c["function"]["arguments"] for c in second["tool_calls"]] == [
-        {"x": 1},
-        {"x": 2},
-        {},
-        {},
-    ]
+    arguments = [call["function"]["arguments"] for call in second["tool_calls"]]
+    assert arguments == [{"x": 1}, {"x": 2}, {}, {}]
     assert third["content"] == ""
 
 
@@ -72,7 +71,7 @@ def test_the_callers_objects_are_neither_changed_nor_kept() -> None:
 
 
 def test_it_pickles_whatever_mappings_it_was_made_of() -> None:
-    class Role(str, enum.Enum):
+    class Role(enum.StrEnum):
         USER = "user"
 
     message = MappingProxyType({"role": Role.USER, "content": "Hi"})
@@ -150,7 +149,7 @@ def test_raw_wants_text() -> None:
 
 
 def test_only_the_assistant_can_be_continued() -> None:
-    options = {"template_kwargs": {"continue_final_message": True}}
+    options: dict[str, Any] = {"template_kwargs": {"continue_final_message": True}}
     assert PromptRequest([USER, {"role": "assistant", "content": "a"}], **options).continues_message
     with pytest.raises(InvalidRequest, match="continue_final_message"):
         PromptRequest([USER], **options)

@@ -22,7 +22,7 @@ def main() -> int:
     try:
         convert(given.source, given.folder, dequantize=given.dequantize)
     except GuardedLLMError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 

@@ -19,7 +19,7 @@ from ...errors import InvalidRequest, PullFailed
 from ..disk import require_space, tree_size
 from ..processes import run_watched
 from ..spec import OnProgress, Progress
-from .header import GGUFHeader, read_gguf
+from .header import READABLE, GGUFHeader, read_gguf
 from .llama import BITS, GROUP_SIZE, check_llama
 from .tokenizer import tokenizer_files
 
@@ -74,7 +74,7 @@ def import_gguf(
     try:
         _convert(source, work, dequantize=dequantize, progress=progress)
         work.chmod(0o755)
-        os.replace(work, folder)
+        work.replace(folder)
     except OSError as error:
         raise PullFailed(
             f"{source.name} could not be imported to {folder}: {error}.",
@@ -133,9 +133,11 @@ def _written_bytes(header: GGUFHeader, *, dequantize: bool) -> int:
     weights = 0
     for info in header.tensors.values():
         elements = math.prod(info.shape)
-        if dequantize or info.type not in BITS:
+        if dequantize:
             weights += elements * 2
-        else:
+        elif info.type in BITS:
             # Each group also has a scale and a bias of two bytes.
             weights += elements * BITS[info.type] // 8 + elements // GROUP_SIZE * 4
+        else:
+            weights += elements * READABLE[info.type][1]
     return weights + (16 << 20)

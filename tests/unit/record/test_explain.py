@@ -132,3 +132,51 @@ def test_an_unknown_request() -> None:
     with pytest.raises(InvalidRequest, match="no request 'r9'") as caught:
         explain(incident(), "r9")
     assert "dropped" in caught.value.hint
+
+
+def test_a_job_deferred_twice() -> None:
+    events = [
+        at(0, "load.queued", BIG, "r1", job="j1"),
+        at(0, "load.started", BIG, "r1", job="j1"),
+        at(1, "load.queued", PHI, "r2", job="j2"),
+        at(1, "request.queued", PHI, "r2", behind=(("j2", PHI),)),
+        at(1, "load.deferred", PHI, job="j2", cause="behind a load", behind=(("j1", BIG),)),
+        at(5, "load.finished", BIG, "r1", job="j1"),
+        at(5, "load.deferred", PHI, job="j2", cause="memory", behind=(("r9", "qwen"),)),
+    ]
+    story = explain(events, "r2")
+    assert f"at 0.00 s  the load was deferred behind the load of {BIG}" in story
+    assert "at 4.00 s  the load was still deferred for want of memory behind r9 (qwen)" in story
+
+
+def test_making_room() -> None:
+    events = [
+        at(0, "request.queued", PHI, "r1"),
+        at(2, "unload.queued", BIG, "r1", job="j1", cause="room for r1"),
+        at(2, "unload.started", BIG, job="j1"),
+        at(3, "unload.finished", BIG, job="j1"),
+        at(3, "request.started", PHI, "r1"),
+    ]
+    story = explain(events, "r1")
+    assert f"at 2.00 s  it needs the unload of {BIG} first" in story
+
+
+def test_a_request_that_was_refused_at_once() -> None:
+    story = explain([at(0, "request.failed", PHI, "r1", cause="QueueFull: no place")], "r1")
+    assert "it was refused at once, or its first events were dropped" in story
+    assert "at 0.00 s  failed with QueueFull: no place" in story
+
+
+def test_a_new_engine_counts_its_jobs_afresh() -> None:
+    events = [
+        at(0, "load.queued", PHI, "r1", job="load-1"),
+        at(0, "request.queued", PHI, "r1", behind=(("load-1", PHI),)),
+        at(5, "engine.failed", cause="SIGKILL"),
+        at(5, "request.failed", PHI, "r1", cause="EngineDied: SIGKILL"),
+        at(9, "load.queued", BIG, "r2", job="load-1"),
+        at(9, "request.queued", BIG, "r2", behind=(("load-1", BIG),)),
+        at(9, "load.started", BIG, job="load-1"),
+    ]
+    assert "the load failed: SIGKILL" in explain(events, "r1")
+    assert "the load failed" not in explain(events, "r2")
+    assert "queued; its model is not in memory" in explain(events, "r2")

@@ -1,0 +1,1 @@
+"""What models take in memory, and who was promised how much of it."""

@@ -1,0 +1,450 @@
+"""A simulated engine that carries out what the guard says, and checks every word of it.
+
+Discrete events, whole seconds. A generation needs so many seconds of stepping; a job
+takes so many seconds; nothing steps while a job runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mlx_guarded_llm.errors import GuardedLLMError
+from mlx_guarded_llm.guard import (
+    Action,
+    Exclusive,
+    Fail,
+    Guard,
+    Load,
+    LoadDeadline,
+    Room,
+    Run,
+    Settle,
+    Start,
+    Stop,
+    Timing,
+    Unbounded,
+    Unload,
+)
+from mlx_guarded_llm.memory.ledger import Ledger
+from mlx_guarded_llm.record.events import Event
+
+
+@dataclass
+class Footprint:
+    """Stands in for `memory.footprint.Footprint`; bytes are units here."""
+
+    weight_bytes: int
+    per_token: int = 1
+    state_bytes: int = 0
+    prefill: int = 0
+
+    def kv_bytes(self, tokens: int) -> int:
+        return self.per_token * tokens
+
+    def prefill_bytes(self, chunk_tokens: int) -> int:
+        return self.prefill
+
+
+@dataclass
+class Generation:
+    model: str
+    left: float
+    error: GuardedLLMError | None = None
+
+
+@dataclass
+class Ran:
+    """One job that ran."""
+
+    id: str
+    began: float
+    ended: float | None = None
+
+    def within(self, begin: float, end: float) -> float:
+        return max(0.0, min(end, self.ended or end) - max(begin, self.began))
+
+
+@dataclass
+class Asked:
+    """What was so when a job was asked for."""
+
+    ahead: frozenset[str]
+    released: float = 0.0
+
+
+@dataclass
+class Ended:
+    """How a request ended, and when."""
+
+    time: float
+    error: GuardedLLMError | None = None
+    timing: Timing | None = None
+
+
+@dataclass
+class Simulation:
+    """A guard, its engine and a clock."""
+
+    sizes: dict[str, Footprint] = field(default_factory=dict)
+    budget: int | None = None
+    load_wait: float = 120.0
+    fairness_window: float = 5.0
+    on_load_deadline: LoadDeadline = "pause"
+    max_queue: int = 1024
+    max_active: int = 32
+    keep_alive: float | None = None
+    load_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.events: list[Event] = []
+        self.generations: dict[str, Generation] = {}
+        self.durations: dict[str, float] = {}
+        self.job: Exclusive | None = None
+        self.job_ends = 0.0
+        self.job_error: GuardedLLMError | None = None
+        self.job_left: tuple[str, ...] | None = None
+        self.residents: set[str] = set()
+        self.open: set[str] = set()
+        self.ends: dict[str, Ended] = {}
+        self.callers: set[str] = set()
+        self.settled: dict[str, Settle] = {}
+        self.ran: list[Ran] = []
+        self.paused_at: dict[str, float] = {}
+        self.resumed_at: dict[str, float] = {}
+        self.asked: dict[str, Asked] = {}
+        self.orders: dict[str, int] = {}
+        self.request_times: dict[str, float] = {}
+        self.pauses: dict[str, float] = {}
+        self.ledger: Ledger | None = None
+        room: Room = Unbounded()
+        if self.budget is not None:
+            room = self.ledger = Ledger(self.budget)
+            for model, footprint in self.sizes.items():
+                self.ledger.know_model(model, footprint)  # type: ignore[arg-type]
+        self.guard = Guard(
+            load_wait=self.load_wait,
+            fairness_window=self.fairness_window,
+            on_load_deadline=self.on_load_deadline,
+            max_queue=self.max_queue,
+            max_active=self.max_active,
+            keep_alive=self.keep_alive,
+            room=room,
+            emit=self._hear,
+        )
+        self.book = self.guard._book
+        self._ids = itertools.count(1)
+
+    # ---- what a user does ----------------------------------------------------------
+
+    def submit(
+        self,
+        model: str,
+        seconds: float,
+        *,
+        tokens: int = 1,
+        timeout: float | None = None,
+        name: str = "",
+    ) -> str:
+        request_id = name or f"r{next(self._ids)}"
+        if self.ledger is not None:
+            try:
+                self.ledger.know_request(request_id, model, tokens)
+            except GuardedLLMError as error:
+                self.ends[request_id] = Ended(self.now, error)
+                return request_id
+        self.open.add(request_id)
+        self.request_times[request_id] = self.now
+        self.durations[request_id] = seconds
+        expires = None if timeout is None else self.now + timeout
+        self.do(self.guard.submit(self.now, request_id, model, expires=expires))
+        return request_id
+
+    def cancel(self, request_id: str) -> None:
+        self.do(self.guard.cancel(self.now, request_id))
+
+    def ask_load(self, model: str, *, pin: bool = False, name: str = "") -> str:
+        job_id = self._caller(name)
+        self.do(self.guard.ask_load(self.now, job_id, model, pin=pin))
+        return job_id
+
+    def ask_unload(self, model: str, name: str = "") -> str:
+        job_id = self._caller(name)
+        self.do(self.guard.ask_unload(self.now, job_id, model))
+        return job_id
+
+    def ask_run(self, label: str = "cell", name: str = "") -> str:
+        job_id = self._caller(name)
+        self.do(self.guard.ask_run(self.now, job_id, label))
+        return job_id
+
+    def cancel_job(self, job_id: str) -> None:
+        self.callers.discard(job_id)
+        self.do(self.guard.cancel_job(self.now, job_id))
+
+    def close(self) -> None:
+        self.do(self.guard.close(self.now))
+
+    def _caller(self, name: str) -> str:
+        job_id = name or f"j{next(self._ids)}"
+        self.callers.add(job_id)
+        return job_id
+
+    # ---- time ------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        self.until(self.now + seconds)
+
+    def until(self, end: float) -> None:
+        """Let time pass, event by event."""
+        while (time := self._next_event()) is not None and time <= end:
+            self._pass_time(time)
+            self._happen()
+        self._pass_time(end)
+
+    def finish(self, most: int = 10_000) -> None:
+        """Drive everything to its end."""
+        for _ in range(most):
+            if self.guard.quiet and self.job is None:
+                break
+            time = self._next_event()
+            assert time is not None, f"stuck: {self.book.jobs} {self.book.requests}"
+            self._pass_time(time)
+            self._happen()
+        assert self.guard.quiet, "never quiet"
+        assert not self.generations and not self.open and not self.callers
+
+    def _next_event(self) -> float | None:
+        times = []
+        if self.job is not None:
+            times.append(self.job_ends)
+        elif self.generations:
+            times.append(self.now + min(g.left for g in self.generations.values()))
+        deadline = self.guard.next_deadline()
+        if deadline is not None:
+            assert deadline >= self.now, "a deadline in the past"
+            times.append(deadline)
+        return min(times, default=None)
+
+    def _pass_time(self, time: float) -> None:
+        if self.job is None:
+            for generation in self.generations.values():
+                generation.left -= time - self.now
+        self.now = time
+
+    def _happen(self) -> None:
+        """Whatever is due now."""
+        if self.job is not None and self.job_ends <= self.now:
+            self._end_job(self.job)
+        elif self.job is None:
+            for request_id, generation in list(self.generations.items()):
+                if generation.left <= 0 and self.job is None:
+                    self.end_generation(request_id, generation.error)
+        self.settle_time()
+
+    def settle_time(self) -> None:
+        """Ticking at the deadline always gets past it."""
+        for _ in range(200):
+            deadline = self.guard.next_deadline()
+            assert deadline is None or deadline >= self.now, "a deadline in the past"
+            if deadline is None or deadline > self.now:
+                return
+            self.do(self.guard.tick(self.now))
+        raise AssertionError("ticking does not converge")
+
+    def end_generation(self, request_id: str, error: GuardedLLMError | None = None) -> None:
+        del self.generations[request_id]
+        timing, actions = self.guard.ended(self.now, request_id, error=error)
+        self._end(request_id, Ended(self.now, error, timing))
+        whole = self.now - self.request_times[request_id]
+        assert 0 <= timing.deferred + timing.loading <= timing.queued <= whole
+        assert timing.paused == self.pauses.get(request_id, 0.0)
+        assert timing.queued + timing.paused <= whole
+        self.do(actions)
+
+    def _end_job(self, job: Exclusive) -> None:
+        self.job, error = None, self.job_error
+        left = self.job_left
+        gone: tuple[str, ...] = ()
+        match job:
+            case Load():
+                gone = job.evict if left is None else left
+                if error is None:
+                    self.residents.add(job.model)
+            case Unload():
+                gone = () if error is not None and left is None else (job.model,)
+        self.residents -= set(gone)
+        self.ran[-1].ended = self.now
+        self.job_error = self.job_left = None
+        self.do(self.guard.job_ended(self.now, job.job_id, error=error, left=left))
+
+    # ---- what the guard says -------------------------------------------------------------
+
+    def do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start():
+                    self._start(action)
+                case Stop():
+                    generation = self.generations[action.request_id]
+                    generation.error, generation.left = action.error, min(generation.left, 1)
+                case Fail():
+                    assert action.request_id not in self.generations
+                    if self.ledger is not None:
+                        for model in self.sizes:
+                            self.ledger.forget_request(action.request_id, model)
+                    self._end(action.request_id, Ended(self.now, action.error))
+                case Settle():
+                    assert action.job_id in self.callers, "settled twice, or nobody asked"
+                    self.callers.remove(action.job_id)
+                    self.settled[action.job_id] = action
+                case _:
+                    self._begin(action)
+        self.check()
+
+    def _start(self, action: Start) -> None:
+        assert self.job is None, "a start while a job runs"
+        assert action.model in self.residents
+        assert action.request_id in self.open and action.request_id not in self.generations
+        self.generations[action.request_id] = Generation(
+            action.model, self.durations[action.request_id]
+        )
+        of_model = [g for g in self.generations.values() if g.model == action.model]
+        assert len(of_model) <= self.max_active
+
+    def _begin(self, job: Exclusive) -> None:
+        assert self.job is None, "two jobs in flight"
+        assert set(job.paused) == set(self.generations), "a generation could step"
+        if self.on_load_deadline == "raise":
+            assert not job.paused
+        busy = {g.model for g in self.generations.values()}
+        if isinstance(job, Load):
+            assert job.model not in self.residents
+            assert set(job.evict) <= self.residents - busy
+            assert not any(self.book.models[name].pinned for name in job.evict)
+        elif isinstance(job, Unload):
+            assert job.model in self.residents - busy
+        seconds = self.load_seconds if isinstance(job, Load | Run) else 1.0
+        self.job, self.job_ends = job, self.now + seconds
+        self.ran.append(Ran(job.job_id, self.now))
+
+    def _end(self, request_id: str, end: Ended) -> None:
+        if request_id in self.ends and request_id not in self.open:
+            raise AssertionError(f"{request_id} ended twice")
+        self.open.discard(request_id)
+        self.ends[request_id] = end
+
+    # ---- what always holds -------------------------------------------------------------------
+
+    def check(self) -> None:
+        guard, book = self.guard, self.book
+        assert guard.may_step == (self.job is None)
+        assert set(book.active) == set(self.generations)
+        assert set(book.requests) == self.open
+        assert set(book.callers) == self.callers
+        assert set(book.residents) == self.residents
+        assert {m.name for m in guard.models() if m.resident} == self.residents
+        assert not any(m.forgotten for m in guard.models())
+        assert guard.quiet == (not self.open and not book.jobs and self.job is None)
+        orders = [job.order for job in book.jobs.values()]
+        assert orders == sorted(orders), "jobs out of order"
+        deadline = guard.next_deadline()
+        assert deadline is None or deadline >= self.now
+        for model in guard.models():
+            assert set(model.active) == {r for r, g in self.generations.items() if g.model == model.name}
+            waits = book.find(model.load) is not None
+            assert model.resident or not model.waiting or waits, "waits for a load that none runs"
+        if self.ledger is not None:
+            leaving = set(book.running.leaving) if book.running else set()
+            freed = sum(self.ledger.model_bytes(name) for name in leaving)
+            assert self.ledger.used_bytes - freed <= self.ledger.budget_bytes
+            loading = {self.job.model} if isinstance(self.job, Load) else set()
+            for name in self.sizes:
+                counted = self.ledger.model_bytes(name) > 0
+                assert counted == (name in self.residents | loading)
+
+    def _hear(self, event: Event) -> None:
+        """Check the promises about who may pass whom, at the moment it happens."""
+        assert event.time == self.now
+        self.events.append(event)
+        subject, verb = event.kind.split(".")
+        request_id, job_id = event.request_id, event.job_id
+        if event.kind == "request.queued":
+            assert request_id is not None
+            self.orders[request_id] = self.book.requests[request_id].order
+        elif event.kind == "request.started":
+            assert request_id is not None
+            self._check_nothing_passed(request_id)
+        elif event.kind in ("request.finished", "request.failed"):
+            assert request_id is not None
+            if request_id in self.paused_at:
+                began = self.paused_at.pop(request_id)
+                self.pauses[request_id] = self.pauses.get(request_id, 0.0) + self.now - began
+            for job in self.book.jobs.values():
+                if self.orders[request_id] < job.order or self._started_in_window(request_id, job.asked_at):
+                    self.asked[job.id].released = self.now
+        elif event.kind == "request.paused":
+            assert request_id is not None
+            last = self.resumed_at.get(request_id)
+            assert last is None or self.now - last >= self.fairness_window, "no turn"
+            self.paused_at[request_id] = self.now
+        elif event.kind == "request.resumed":
+            assert request_id is not None
+            began = self.paused_at.pop(request_id)
+            self.pauses[request_id] = self.pauses.get(request_id, 0.0) + self.now - began
+            self.resumed_at[request_id] = self.now
+        elif verb == "queued":
+            assert job_id is not None
+            ahead = set(self.book.jobs) - {job_id}
+            if self.book.running is not None:
+                ahead.add(self.book.running.id)
+            self.asked[job_id] = Asked(frozenset(ahead))
+        elif verb == "started":
+            assert job_id is not None
+            self._check_bound(job_id)
+
+    def _started_in_window(self, request_id: str, asked_at: float) -> bool:
+        request = self.book.requests.get(request_id)
+        started = request.started_at if request is not None else None
+        return started is None or started <= asked_at + self.fairness_window
+
+    def _check_nothing_passed(self, request_id: str) -> None:
+        """Rule 4: after the window no newcomer passes what waits."""
+        request = self.book.requests[request_id]
+        for job in self.book.jobs.values():
+            if request.order < job.order or self.now < job.asked_at + self.fairness_window:
+                continue
+            assert self.book.busy(job) and job.model != request.model, "a newcomer passed a job"
+        for other in self.book.requests.values():
+            model = self.book.models[other.model]
+            waits = other.started_at is None and model.resident and other.order < request.order
+            if waits and other.model == request.model:
+                raise AssertionError("passed in its own queue")
+            if waits and self.now >= other.asked_at + self.fairness_window:
+                held = not self.guard._rules._not_held(self.book.first(model))
+                full = len(model.active) >= self.max_active
+                assert held or full, "a newcomer passed a request without room"
+
+    def _check_bound(self, job_id: str) -> None:
+        """The bound of docs/guard.md, at the moment a job begins."""
+        job = self.book.running
+        assert job is not None and job.id == job_id
+        asked = self.asked[job_id]
+        between = [r for r in self.ran if r.ended is None or r.ended > job.asked_at]
+        if job.wanted_by is None and job.order == self._first_order(job_id):
+            passed = {r.id for r in between} - asked.ahead
+            for name in passed:
+                assert self._may_pass(name, job_id), f"{name} passed {job_id}"
+        due = job.asked_at + self.load_wait
+        since = max(due, asked.released)
+        jobs = sum(ran.within(since, self.now) for ran in between)
+        if self.book.active or self.on_load_deadline == "pause":
+            assert self.now - since - jobs <= self.fairness_window, "a job waited too long"
+
+    def _first_order(self, job_id: str) -> int:
+        return self.book.running.order if self.book.running else -1
+
+    def _may_pass(self, passing: str, job_id: str) -> bool:
+        return True

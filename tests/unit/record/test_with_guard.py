@@ -1,0 +1,64 @@
+"""The record reads what the guard really emits."""
+
+from __future__ import annotations
+
+from mlx_guarded_llm.errors import RequestCancelled
+from mlx_guarded_llm.guard import Guard
+from mlx_guarded_llm.record import Event, explain, overlaps, timeline, to_perfetto
+
+from .incidents import BIG, PHI, ZERO
+from .test_perfetto import check
+
+
+def _guarded() -> list[Event]:
+    """The incident, decided by the guard; foreign work and a cancel come after it."""
+    events: list[Event] = []
+    guard = Guard(load_wait=120.0, fairness_window=5.0, emit=events.append)
+
+    def load(begin: float, seconds: float, model: str) -> None:
+        job = next(e.job_id for e in reversed(events) if e.kind == "load.started")
+        assert job is not None
+        guard.job_ended(ZERO + begin + seconds, job, bytes=2_390_000_000)
+
+    guard.submit(ZERO, "r1", BIG)
+    load(0, 10, BIG)
+    guard.first_token(ZERO + 14, "r1")
+    guard.submit(ZERO + 56, "r2", PHI)
+    guard.submit(ZERO + 60, "r3", PHI)
+    guard.tick(ZERO + 176)
+    load(176, 2.5, PHI)
+    guard.first_token(ZERO + 179, "r2")
+    guard.ask_run(ZERO + 180, "run-1", "embedding")
+    guard.ended(ZERO + 189, "r2", cause="stop", prompt_tokens=8, completion_tokens=21)
+    guard.ended(ZERO + 190, "r3", error=RequestCancelled("the caller went away"))
+    guard.ended(ZERO + 200, "r1", cause="stop", prompt_tokens=9, completion_tokens=99)
+    guard.job_ended(ZERO + 201, "run-1")
+    return events
+
+
+def test_the_guard_keeps_loads_and_generations_apart() -> None:
+    chart = timeline(_guarded())
+    assert overlaps(chart) == []
+    assert [row.model for row in chart.rows] == [BIG, PHI, "backend.run"]
+    states = [(span.state, span.start - ZERO, span.end - ZERO) for span in chart.rows[0].spans]
+    assert states == [
+        ("loading", 0, 10),
+        ("prefill", 10, 14),
+        ("decode", 14, 176),
+        ("paused", 176, 178.5),
+        ("decode", 178.5, 200),
+    ]
+    assert [span.state for span in chart.rows[2].spans] == ["deferred", "running"]
+    check(to_perfetto(_guarded()))
+
+
+def test_every_request_has_its_story() -> None:
+    events = _guarded()
+    r1, r2, r3 = (explain(events, name) for name in ("r1", "r2", "r3"))
+    assert f"paused at a token boundary for the load of {PHI}, asked for by r2" in r1
+    assert "queued; its model is not in memory, so a load of it was queued" in r2
+    assert f"the load was deferred behind r1 ({BIG}), running for 46.0 s" in r2
+    assert "the load started after 120 s, with r1 paused" in r2
+    assert "the load finished: 2.39 GB in 2.50 s" in r2
+    assert "it joins those who wait for the load of its model, asked for by r2" in r3
+    assert "cancelled: the caller went away" in r3
