@@ -27,6 +27,7 @@ from .work import Job, ModelInfo, Request
 
 T = TypeVar("T")
 
+FOREVER = 1e9  # seconds; clocks and locks refuse infinity
 CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
 _UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
@@ -101,7 +102,7 @@ class Backend:
         self.isolation = isolation
         self.timeout = _seconds("timeout", timeout)
         self._catalog = catalog or Catalog()
-        self._record = Record(record_size)
+        self._record = Record(_count("record_size", record_size))
         self._owner = os.getpid()
         self._dispatcher = Dispatcher(
             guard={
@@ -114,6 +115,9 @@ class Backend:
             },
             engine=EngineOptions(
                 max_active=max_active,
+                memory_budget=None
+                if memory_budget is None
+                else _bytes("memory_budget", memory_budget, 1),
                 prefill_step_size=None
                 if prefill_step_size is None
                 else _count("prefill_step_size", prefill_step_size),
@@ -122,7 +126,6 @@ class Backend:
                 else _bytes("prefix_cache", prefix_cache, 0),
             ),
             catalog=self._catalog,
-            budget=None if memory_budget is None else _bytes("memory_budget", memory_budget, 1),
             offline=offline,
             record=self._record,
             on_progress=on_progress,
@@ -185,7 +188,7 @@ class Backend:
         """
         identity = request_id or _new_id("request")
         stream = Stream(identity, self.cancel)
-        self._submit(stream.put, model, prompt, timeout, identity, on_progress, options)
+        self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
         return stream
 
     async def agenerate(
@@ -218,7 +221,7 @@ class Backend:
         """As `stream`, for `async for`. Call it inside a running event loop."""
         identity = request_id or _new_id("request")
         stream = AsyncStream(identity, self.cancel)
-        self._submit(stream.put, model, prompt, timeout, identity, on_progress, options)
+        self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -253,8 +256,8 @@ class Backend:
             GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
         """
         job = self._ask_load(model, pin, on_progress, options)
-        _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
-        return self._info(job.key)
+        info: ModelInfo = _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        return info
 
     async def aload(
         self,
@@ -267,8 +270,10 @@ class Backend:
     ) -> ModelInfo:
         """As `load`, without blocking the event loop."""
         job = self._ask_load(model, pin, on_progress, options)
-        await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout))
-        return await asyncio.to_thread(self._info, job.key)
+        info: ModelInfo = await _await(
+            job.future, lambda: self._drop_job(job), self._timeout(timeout)
+        )
+        return info
 
     def unload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
         """Give a model's memory back, when its requests have ended.
@@ -342,9 +347,7 @@ class Backend:
 
     def write_trace(self, path: str | Path) -> Path:
         """Write the record in the Chrome trace format, for ui.perfetto.dev."""
-        path = Path(path)
-        write_perfetto(self.events(), path)
-        return path
+        return write_perfetto(self.events(), path)
 
     @property
     def worker_pid(self) -> int | None:
@@ -451,9 +454,6 @@ class Backend:
     def _drop_job(self, job: Job) -> None:
         self._dispatcher.post(lambda: self._dispatcher.cancel_job(job.id))
 
-    def _info(self, key: str) -> ModelInfo:
-        return next(info for info in self.models() if info.name == key)
-
     def _query(self, function: Callable[[], Any]) -> Any:
         self._check_open()
         return self._dispatcher.call(function).result(CLOSE_GRACE)
@@ -476,6 +476,8 @@ def _wait(future: Future[T], give_up: Callable[[], None], timeout: float | None 
         return future.result(timeout)
     except BaseException as error:  # KeyboardInterrupt and a timeout included
         if future.done():
+            if isinstance(error, TimeoutError):
+                return future.result()  # its own, or it came at the last moment
             raise
         give_up()
         if isinstance(error, TimeoutError):
@@ -490,7 +492,9 @@ async def _await(
         async with asyncio.timeout(timeout):
             return await asyncio.wrap_future(future)
     except BaseException as error:  # CancelledError and a timeout included
-        if future.done() and not future.cancelled():
+        if future.done():
+            if isinstance(error, TimeoutError):
+                return future.result()  # its own, or it came at the last moment
             raise
         give_up()
         if isinstance(error, TimeoutError):
@@ -527,7 +531,7 @@ def _sort_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def _seconds(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise InvalidRequest(f"{name} is {value!r}; it must be a number of seconds, 0 or more.")
-    return float(value)
+    return min(float(value), FOREVER)
 
 
 def _count(name: str, value: int) -> int:

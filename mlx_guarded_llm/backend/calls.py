@@ -27,6 +27,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self.future: Future[Result] = Future()
+        self.future.set_running_or_notify_cancel()  # no cancel() may come between in `put`
         self._collector = Collector()
 
     def put(self, item: Item) -> None:
@@ -40,6 +41,43 @@ class Gathered:
             self.future.set_result(self._collector.result())
 
 
+class Mailbox:
+    """What a stream and the backend share. The backend does not hold the stream itself,
+    so dropping a stream can end its request.
+
+    Attributes:
+        ended: the last item is in it.
+    """
+
+    def __init__(self) -> None:
+        self.items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self.ended = False
+
+    def put(self, item: Item) -> None:
+        """From any thread."""
+        self.ended = is_last(item)
+        self.items.put(item)
+
+
+class AsyncMailbox:
+    """The same, for the event loop that runs where it is made."""
+
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._give_up = give_up
+        self.items: asyncio.Queue[Item] = asyncio.Queue()
+        self.ended = False
+
+    def put(self, item: Item) -> None:
+        """From any thread."""
+        self.ended = is_last(item)
+        try:
+            self._loop.call_soon_threadsafe(self.items.put_nowait, item)
+        except RuntimeError:  # the loop is closed, so nobody listens
+            if not self.ended:
+                self._give_up()
+
+
 class Stream:
     """The pieces of an answer as they come.
 
@@ -49,13 +87,9 @@ class Stream:
 
     def __init__(self, request_id: str, cancel: Cancel) -> None:
         self.request_id = request_id
-        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self.mail = Mailbox()
         self._cancel = cancel
         self._over = False
-
-    def put(self, item: Item) -> None:
-        """For the backend: from any thread."""
-        self._items.put(item)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -65,7 +99,7 @@ class Stream:
             raise StopIteration
         try:
             # The backend always ends a request: by its answer, an error or its deadline.
-            item = self._items.get()
+            item = self.mail.items.get()
         except BaseException:  # KeyboardInterrupt: a notebook's stop button
             self.close()
             raise
@@ -78,7 +112,8 @@ class Stream:
         """Stop the generation at its next token. Harmless when it has ended."""
         if not self._over:
             self._over = True
-            self._cancel(self.request_id)
+            if not self.mail.ended:  # its name may be another request's by now
+                self._cancel(self.request_id)
 
     def __enter__(self) -> Self:
         return self
@@ -104,18 +139,9 @@ class AsyncStream:
 
     def __init__(self, request_id: str, cancel: Cancel) -> None:
         self.request_id = request_id
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Item] = asyncio.Queue()
+        self.mail = AsyncMailbox(lambda: cancel(request_id))
         self._cancel = cancel
         self._over = False
-
-    def put(self, item: Item) -> None:
-        """For the backend: from any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:  # the loop is closed, so nobody listens
-            self._over = True
-            self._cancel(self.request_id)
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -124,7 +150,7 @@ class AsyncStream:
         if self._over:
             raise StopAsyncIteration
         try:
-            item = await self._items.get()
+            item = await self.mail.items.get()
         except BaseException:  # CancelledError
             await self.aclose()
             raise
@@ -137,7 +163,8 @@ class AsyncStream:
         """Stop the generation at its next token. Harmless when it has ended."""
         if not self._over:
             self._over = True
-            self._cancel(self.request_id)
+            if not self.mail.ended:  # its name may be another request's by now
+                self._cancel(self.request_id)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,6 +178,5 @@ class AsyncStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        if not getattr(self, "_over", True):
-            self._over = True
+        if not getattr(self, "_over", True) and not self.mail.ended:
             self._cancel(self.request_id)

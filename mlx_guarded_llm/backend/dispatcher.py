@@ -25,6 +25,7 @@ from ..engine.protocol import (
     EngineOptions,
     FirstToken,
     JobEnded,
+    Measured,
     Moved,
     Prepare,
     Prepared,
@@ -36,7 +37,14 @@ from ..engine.protocol import (
 )
 from ..engine.protocol import Load as LoadCommand
 from ..engine.protocol import Unload as UnloadCommand
-from ..errors import BackendClosed, EngineDied, GuardedLLMError, QueueFull, RequestTimeout
+from ..errors import (
+    BackendClosed,
+    EngineDied,
+    GuardedLLMError,
+    InvalidRequest,
+    QueueFull,
+    RequestTimeout,
+)
 from ..guard import Action, Fail, Guard, Load, Settle, Start as StartAction, Stop, Timing, Unload
 from ..memory.corrections import Corrections
 from ..memory.footprint import predict
@@ -44,7 +52,7 @@ from ..memory.ledger import Ledger
 from ..models import Catalog, ModelFiles, ModelSpec
 from ..models.spec import OnProgress, Progress
 from ..record import Event, Record
-from ..results import Provenance
+from ..results import Chunk, Provenance
 from .fetching import Warmer, fetch
 from .work import Job, ModelInfo, Request, model_infos
 
@@ -58,7 +66,6 @@ class Dispatcher:
         guard: arguments of the `Guard`, less room and emit.
         engine: how the engine works.
         catalog: finds models.
-        budget: bytes models may use; None takes the device's default.
         offline: never use the network.
         record: takes every event.
         on_progress: told of every download, load and prefill.
@@ -70,7 +77,6 @@ class Dispatcher:
         guard: dict[str, Any],
         engine: EngineOptions,
         catalog: Catalog,
-        budget: int | None,
         offline: bool,
         record: Record,
         on_progress: OnProgress | None,
@@ -78,7 +84,6 @@ class Dispatcher:
         self._guard_options = guard
         self._engine_options = engine
         self._catalog = catalog
-        self._budget = budget
         self._offline = offline
         self._record = record
         self._on_progress = on_progress
@@ -108,6 +113,8 @@ class Dispatcher:
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run on the dispatcher's thread. Never blocks."""
         self._inbox.put(call)
+        if not self._running:
+            self._refuse_rest()
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """As `post`, with a future for what it returns."""
@@ -140,6 +147,14 @@ class Dispatcher:
         else:
             self.post(lambda: self._take(report))
 
+    def _refuse_rest(self) -> None:
+        """After the end: run what is still posted, which then only refuses."""
+        try:
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
     # ---- the loop --------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -156,6 +171,7 @@ class Dispatcher:
             except Exception as error:
                 logger.exception("the dispatcher failed")
                 self._break(EngineDied(f"the dispatcher failed ({type(error).__name__}: {error})."))
+        self._refuse_rest()
 
     def _until_deadline(self) -> float | None:
         deadlines = [self._guard.next_deadline() if self._guard else None]
@@ -167,7 +183,7 @@ class Dispatcher:
         now = time.monotonic()
         while self._early and self._early[0][0] <= now:
             request = self._requests.get(heapq.heappop(self._early)[1])
-            if request is not None and not request.guarded:
+            if request is not None and request.expired_early(now):
                 waited = now - request.submitted
                 self._end_early(
                     request,
@@ -189,7 +205,15 @@ class Dispatcher:
         if self._dead is not None or not self._running:
             request.put(self._dead or BackendClosed("the backend is closed."))
             return
-        if request.id in self._requests or len(self._requests) >= self._limit:
+        if request.id in self._requests:
+            request.put(
+                InvalidRequest(
+                    f"a request {request.id!r} is already under way.",
+                    hint="Give each request a name of its own, or none.",
+                )
+            )
+            return
+        if len(self._requests) >= self._limit:
             request.put(
                 QueueFull(
                     f"{len(self._requests)} requests are under way already.",
@@ -206,10 +230,10 @@ class Dispatcher:
 
     @property
     def _limit(self) -> int:
-        return self._max_queue + self._guard_options["max_active"] * 8
+        return self._max_queue + int(self._guard_options["max_active"]) * 8
 
     def _fetched(self, request: Request, found: ModelFiles | GuardedLLMError) -> None:
-        if request.id not in self._requests:
+        if request.told:
             return
         if isinstance(found, GuardedLLMError):
             self._end_early(request, found)
@@ -218,7 +242,7 @@ class Dispatcher:
         self._when_ready(lambda: self._prepare(request, found))
 
     def _prepare(self, request: Request, files: ModelFiles) -> None:
-        if request.id not in self._requests:
+        if request.told:
             return
         assert self._engine is not None
         try:
@@ -228,6 +252,7 @@ class Dispatcher:
             return
         request.stage = "preparing its prompt"
         request.fingerprint = files.fingerprint
+        request.in_engine = True
         self._engine.send(
             Prepare(
                 request_id=request.id,
@@ -241,17 +266,16 @@ class Dispatcher:
 
     def _prepared(self, report: Prepared) -> None:
         request = self._requests.get(report.request_id)
-        assert self._guard is not None
-        assert self._ledger is not None
-        assert self._engine is not None
-        if request is None:
-            self._engine.send(Cancel(report.request_id))
+        if self._guard is None or self._ledger is None:
+            return  # it came after the end
+        if request is None or request.told:
+            self._send(Cancel(report.request_id))
             return
         try:
             tokens = report.prompt_tokens + report.max_tokens
             self._ledger.know_request(request.id, request.key, tokens)
         except GuardedLLMError as error:
-            self._engine.send(Cancel(request.id))
+            self._send(Cancel(request.id))
             self._end_early(request, error)
             return
         request.guarded = True
@@ -262,7 +286,7 @@ class Dispatcher:
     def cancel(self, request_id: str, error: GuardedLLMError | None = None) -> None:
         """Take a request back; unknown and ended ones are ignored."""
         request = self._requests.get(request_id)
-        if request is None:
+        if request is None or request.told:
             return
         if request.guarded:
             assert self._guard is not None
@@ -285,14 +309,28 @@ class Dispatcher:
 
     def _settle(self, request: Request, error: GuardedLLMError | None) -> None:
         """The caller gets its end; the engine may still have to stop."""
+        if not request.in_engine:
+            self._requests.pop(request.id, None)
+        self._tell(request, error or request.cancelled())
+
+    def _tell(self, request: Request, item: Chunk | GuardedLLMError) -> None:
+        """Give the caller its end, once."""
         self._puts.pop(request.id, None)
-        self._requests.pop(request.id, None)
-        request.put(error or request.cancelled())
+        if request.told:
+            return
+        request.told = True
+        try:
+            request.put(item)
+        except Exception:
+            logger.exception("the caller of %s cannot be told", request.id)
 
     def _ended(self, report: Ended) -> None:
-        request = self._requests.get(report.request_id)
-        if self._guard is None or (request is not None and not request.guarded):
-            if request is not None:
+        request = self._requests.pop(report.request_id, None)
+        if request is None or self._guard is None:
+            return
+        request.in_engine = False
+        if not request.guarded:
+            if not request.told:
                 self._end_early(request, report.error)
             return
         usage = report.usage
@@ -310,14 +348,11 @@ class Dispatcher:
             decode=report.decode,
             **counts,
         )
-        if request is not None:
-            self._puts.pop(request.id, None)
-            del self._requests[request.id]
-            if report.chunk is None:
-                request.put(report.error or request.cancelled())
-            else:
-                guard = self._provenance(request, report, timing)
-                request.put(report.chunk.with_guard(guard))
+        if report.chunk is None:
+            self._tell(request, report.error or request.cancelled())
+        else:
+            guard = self._provenance(request, report, timing)
+            self._tell(request, report.chunk.with_guard(guard))
         self._do(actions)
 
     def _provenance(self, request: Request, report: Ended, timing: Timing) -> Provenance:
@@ -386,8 +421,8 @@ class Dispatcher:
             self._do(self._guard.cancel_job(time.monotonic(), job_id))
 
     def _job_ended(self, report: JobEnded) -> None:
-        assert self._guard is not None
-        assert self._ledger is not None
+        if self._guard is None:
+            return  # it came after the end
         job = self._jobs.get(report.job_id)
         if job is not None:
             job.value = report.value
@@ -417,6 +452,8 @@ class Dispatcher:
             elif isinstance(action, Settle):
                 job = self._jobs.pop(action.job_id, None)
                 if job is not None:
+                    if job.kind == "load":
+                        job.value = {info.name: info for info in self.models()}.get(job.key)
                     job.settle(action.error, ran=action.ran)
             else:
                 self._begin(action)
@@ -464,12 +501,15 @@ class Dispatcher:
             self._job_ended(report)
         elif isinstance(report, Moved):
             self._moved(report.model, report.request_id, report.progress)
+        elif isinstance(report, Measured):
+            self._correct(report)
         elif isinstance(report, Ready):
             self._on_ready(report)
         elif isinstance(report, Broken):
             self._break(report.error)
         elif isinstance(report, Stopped):
             self._note("engine.stopped")
+            self._end_all(self._dead or EngineDied("the engine has stopped."))
             self._running = False
 
     def _when_ready(self, call: Callable[[], None]) -> None:
@@ -485,14 +525,17 @@ class Dispatcher:
 
     def _on_ready(self, ready: Ready) -> None:
         self.ready = ready
-        budget = self._budget or ready.budget_bytes
         self._ledger = Ledger(
-            budget,
+            ready.budget_bytes,
             prefix_cache_bytes=ready.prefix_cache_bytes,
             prefill_tokens=ready.prefill_step_size,
         )
         self._guard = Guard(**self._guard_options, room=self._ledger, emit=self._emit)
-        self._note("engine.started", device=ready.device.get("device_name"), budget=budget)
+        self._note(
+            "engine.started",
+            device=ready.device.get("device_name"),
+            budget=ready.budget_bytes,
+        )
         waiting, self._until_ready = self._until_ready, []
         for call in waiting:
             call()
@@ -502,12 +545,15 @@ class Dispatcher:
         if self._dead is None:
             self._note("engine.failed", cause=str(error))
             self._end_all(error)
+            if self._engine is not None:
+                self._engine.close()
 
     def _end_all(self, error: GuardedLLMError) -> None:
         self._dead = error
         self._until_ready.clear()
         for request in list(self._requests.values()):
             self._settle(request, error)
+        self._requests.clear()
         for job in list(self._jobs.values()):
             job.fail(error)
         self._jobs.clear()
@@ -595,6 +641,18 @@ class Dispatcher:
         footprint = self._corrections.apply(files.fingerprint, predict(files))
         self._ledger.know_model(key, footprint)
         self._ledger.check_model(key)
+
+    def _correct(self, measured: Measured) -> None:
+        """Keep what was measured of a model, and count with it from now on."""
+        if self._ledger is not None:
+            files = self._files[measured.model]
+            self._corrections.record(
+                files.fingerprint,
+                weight_bytes=measured.weight_bytes,
+                peak_bytes=measured.peak_bytes,
+            )
+            footprint = self._corrections.apply(files.fingerprint, predict(files))
+            self._ledger.know_model(measured.model, footprint)
 
     def _moved(self, key: str, request_id: str | None, progress: Progress) -> None:
         listeners: list[OnProgress | None] = [self._on_progress]

@@ -25,6 +25,9 @@ class Request:
         submitted, expires, prepared: seconds of `time.monotonic()`.
         key: the name under which the guard and the engine know its model.
         guarded: the guard has it.
+        in_engine: the engine was told of it and has not said that it ended; until
+            then its name stays taken.
+        told: its caller has its end.
         stage: what it is doing before that, for an error message.
     """
 
@@ -42,7 +45,14 @@ class Request:
     fingerprint: str = ""
     prepared: float = 0.0
     guarded: bool = False
+    in_engine: bool = False
+    told: bool = False
     stage: str = "fetching its model"
+
+    def expired_early(self, now: float) -> bool:
+        """Its deadline has passed, and the guard, which keeps deadlines, has not seen it."""
+        over = self.expires is not None and self.expires <= now
+        return over and not (self.guarded or self.told)
 
     def cancelled(self) -> RequestCancelled:
         return RequestCancelled(f"request {self.id} was cancelled before it had an answer.")
@@ -63,6 +73,10 @@ class Job:
     value: Any = None
     error: BaseException | None = None
 
+    def __post_init__(self) -> None:
+        # So that asyncio, whose waiter was cancelled, cannot cancel it under us.
+        self.future.set_running_or_notify_cancel()
+
     def settle(self, error: GuardedLLMError | None, *, ran: bool) -> None:
         """It is over. A foreign function's own exception comes before ours."""
         if self.future.done():
@@ -71,7 +85,7 @@ class Job:
         if reason is not None:
             self.future.set_exception(reason)
         else:
-            self.future.set_result(self.value if self.kind == "run" else ran)
+            self.future.set_result(ran if self.kind == "unload" else self.value)
 
     def fail(self, error: GuardedLLMError) -> None:
         if not self.future.done():

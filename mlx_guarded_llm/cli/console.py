@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 PIPE_WIDTH = 100  # columns where there is no terminal to ask
 
@@ -41,6 +42,11 @@ def write(text: str) -> None:
     stream = sys.stdout
     stream.write(harmless(text) if stream.isatty() else text)
     stream.flush()
+
+
+def say(console: Console, text: str | Text) -> None:
+    """Print a sentence: wrapped for a terminal, on one line for a pipe."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def harmless(text: str) -> str:

@@ -11,7 +11,10 @@ SAMPLING = "Sampling"
 GUARD = "Guard and memory"
 
 Model = Annotated[
-    str, typer.Argument(help="Alias, folder or Hugging Face repository.", show_default=False)
+    str,
+    typer.Argument(
+        help="Alias, folder or Hugging Face repository.", metavar="MODEL", show_default=False
+    ),
 ]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
 MaxTokens = Annotated[
@@ -59,12 +62,22 @@ MemoryBudget = Annotated[
         help='Memory for models, such as "12GB".', show_default=False, rich_help_panel=GUARD
     ),
 ]
+
+
+def _writable(path: Path | None) -> Path | None:
+    # Said before the work is done, not after.
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.absolute().parent}.")
+    return path
+
+
 Trace = Annotated[
     Path | None,
     typer.Option(
         help="Write a trace, for `mlx-guarded trace` or ui.perfetto.dev.",
         show_default=False,
         dir_okay=False,
+        callback=_writable,
         rich_help_panel=GUARD,
     ),
 ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from ..models.spec import Progress
 from .console import err
 from .words import seconds, size
+
+if TYPE_CHECKING:
+    from ..models import Progress
 
 _STAGES = {
     "download": "downloading",

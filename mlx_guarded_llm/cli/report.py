@@ -1,7 +1,7 @@
 """How the command line fails: one line for the error, one for what to do, an exit code.
 
-    0    done                      2    the command line is wrong
-    1    failed                    130  Ctrl-C
+0    done                      2    the command line is wrong
+1    failed                    130  Ctrl-C
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..errors import GuardedLLMError, InvalidRequest
-from .console import err, harmless
+from .console import err, harmless, say
 
 FAILED = 1
 USAGE = 2
 CANCELLED = 130
+
+_SPELLINGS = {
+    "`aliases()`": "`mlx-guarded models`",
+    "memory_budget": "--memory-budget",
+    "max_tokens": "--max-tokens",
+    "load_wait": "--load-wait",
+}
 
 _debug = False
 
@@ -40,9 +47,7 @@ class Application(TyperGroup):
     ) -> NoReturn:
         """As typer's, but errors are ours, and it always exits."""
         try:
-            code = super().main(
-                args, prog_name, complete_var, False, windows_expand_args, **extra
-            )
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
             code = CANCELLED
@@ -60,23 +65,15 @@ def set_up(*, verbose: bool, debug: bool) -> None:
     """Apply the options that stand before the command."""
     global _debug
     _debug = debug
-    logger = logging.getLogger("mlx_guarded_llm")
-    for handler in [h for h in logger.handlers if h.get_name() == "cli"]:
-        logger.removeHandler(handler)
-    logger.propagate = False
     if verbose:
         from rich.logging import RichHandler
 
-        logged: logging.Handler = RichHandler(
+        handler = RichHandler(
             console=err(), show_path=False, log_time_format="%H:%M:%S", keywords=[]
         )
+        logger = logging.getLogger("mlx_guarded_llm")
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-    else:
-        # What is logged as an error no caller was told: a bug to report.
-        logged = logging.StreamHandler()
-        logger.setLevel(logging.CRITICAL if not debug else logging.WARNING)
-    logged.set_name("cli")
-    logger.addHandler(logged)
 
 
 def report(error: Exception) -> int:
@@ -85,7 +82,7 @@ def report(error: Exception) -> int:
         err().print_exception()
     if isinstance(error, GuardedLLMError):
         # Its subclasses are about the model or the machine, not about the command line.
-        show_error(error.message, error.hint)
+        show_error(_spelled(error.message), _spelled(error.hint))
         return USAGE if type(error) is InvalidRequest else FAILED
     if hasattr(error, "format_message"):  # typer's own
         context = getattr(error, "ctx", None)
@@ -102,6 +99,13 @@ def report(error: Exception) -> int:
     return FAILED
 
 
+def _spelled(text: str) -> str:
+    """A message of the library with its parameters as the command line spells them."""
+    for name, option in _SPELLINGS.items():
+        text = text.replace(name, option)
+    return text
+
+
 def show_error(message: str, hint: str = "") -> None:
     """Print `error: ...` and, when there is one, `hint: ...`."""
     _line("error", "bold red", message)
@@ -116,4 +120,4 @@ def note(text: str) -> None:
 
 def _line(label: str, style: str, text: str) -> None:
     one_line = " ".join(harmless(text).split())
-    err().print(Text.assemble((f"{label}: ", style), one_line), soft_wrap=True)
+    say(err(), Text.assemble((f"{label}: ", style), one_line))

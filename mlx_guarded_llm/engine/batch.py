@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import (
@@ -25,7 +25,7 @@ from .prefix import PrefixCache
 from .sampling import Picked, Row, Rows, processors
 
 
-class _Generation(GenerationBatch):  # type: ignore[misc]
+class _Generation(GenerationBatch):
     """A generation batch that samples all its rows in one call.
 
     mlx-lm keeps one "sampler" for each row and hands them along as rows join and
@@ -33,23 +33,64 @@ class _Generation(GenerationBatch):  # type: ignore[misc]
     """
 
     _rows: Rows | None = None
+    # What mlx-lm keeps in these slots is another thing here; see above and `_step`.
+    samplers: Any
+    logits_processors: Any
+    _current_tokens: Any
+    _current_logprobs: Any
+    _next_tokens: Any
+    _next_logprobs: Any
 
-    def _step(self) -> tuple[list[int], list[tuple[Picked, int]]]:
+    def _step(self) -> tuple[list[int], list[Any]]:
+        """Compute the next token of each row; return the ones computed before.
+
+        With each token goes (`Picked`, row) where mlx-lm has log probabilities.
+        """
         if self._rows is None or self._rows.rows != self.samplers:
             self._rows = Rows(list(self.samplers))
         inputs = self._current_tokens = self._next_tokens
-        current = self._current_logprobs = self._next_logprobs
+        current: list[tuple[Picked, int]] = self._next_logprobs
+        self._current_logprobs = current
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         logits, contexts = self._process(logits, inputs)
         picked = self._rows.pick(logits)
         self._next_tokens = picked.tokens
         self._next_logprobs = [(picked, i) for i in range(len(self.uids))]
-        mx.async_eval(*picked.arrays(), *contexts)
-        mx.eval(inputs, *(a for p in {id(p): p for p, _ in current}.values() for a in p.arrays()))
+        mx.async_eval([*picked.arrays(), *contexts])  # type: ignore[no-untyped-call]
+        mx.eval(inputs, [p.arrays() for p in {id(p): p for p, _ in current}.values()])
         tokens: list[int] = inputs.tolist()
         for history, token in zip(self.tokens, tokens, strict=True):
             history.append(token)
         return tokens, current
+
+    # Alone, a row decodes on caches of one sequence: they need no padding mask and no
+    # offsets on the device, which is what makes a batch of one slower than no batch.
+    _alone = False
+
+    def next(self) -> list[GenerationBatch.Response]:
+        """One token of each row."""
+        if len(self.uids) == 1 and not self._alone:
+            self.prompt_cache = [cache.extract(0) for cache in self.prompt_cache]
+            self._alone = True
+        return super().next()
+
+    def extend(self, batch: GenerationBatch) -> None:
+        """Let the rows of another batch join."""
+        if self._alone:
+            self.prompt_cache = [cache.merge([cache]) for cache in self.prompt_cache]
+            self._alone = False
+        super().extend(batch)  # type: ignore[no-untyped-call]
+
+    def filter(self, keep: list[int]) -> None:
+        """Keep only these rows."""
+        if self._alone and keep:
+            return
+        super().filter(keep)
+        self._alone = False
+
+    def extract_cache(self, idx: int) -> list[Any]:
+        """The caches of a row that leaves."""
+        return list(self.prompt_cache) if self._alone else super().extract_cache(idx)
 
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
         """Apply the logits processors of the rows that have some."""
@@ -67,8 +108,10 @@ class _Generation(GenerationBatch):  # type: ignore[misc]
         return mx.concatenate(rows, axis=0), contexts
 
 
-class _Prompts(PromptProcessingBatch):  # type: ignore[misc]
+class _Prompts(PromptProcessingBatch):
     """A prompt batch whose rows go on in a `_Generation`."""
+
+    samplers: Any
 
     def generate(self, tokens: list[list[int]]) -> _Generation:
         if any(len(t) > 1 for t in tokens):
@@ -137,7 +180,7 @@ class ContinuousBatch:
             max_tokens=[job.max_tokens],
             caches=[cache] if cache is not None else None,
             all_tokens=[job.prompt[:found]],
-            samplers=[Row(job.params, job.seed, job.emitted)],
+            samplers=cast(Any, [Row(job.params, job.seed, job.emitted)]),
             logits_processors=[processors(job.params)],
             stop_sequences=[self._stops],
         )
@@ -191,7 +234,7 @@ def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:
 
 def _check() -> None:
     """Refuse an mlx-lm whose batch is not the one this module was written for."""
-    expected = {
+    expected: dict[Any, set[str]] = {
         BatchGenerator.insert_segments: {"segments", "caches", "all_tokens", "stop_sequences"},
         BatchGenerator.remove: {"uids"},
         PromptProcessingBatch.empty: {"model", "fallback_sampler", "prefill_step_size"},

@@ -8,8 +8,10 @@ refused unless the command says that they are paused, and then nothing is in fli
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import BackendClosed, EngineDied, GenerationFailed, GuardedLLMError, RequestCancelled
@@ -26,6 +28,7 @@ from .protocol import (
     EngineOptions,
     JobEnded,
     Load,
+    Measured,
     Moved,
     Prepare,
     Ready,
@@ -36,6 +39,9 @@ from .protocol import (
     Unload,
 )
 from .thread import MLXThread, mlx_thread
+
+
+logger = logging.getLogger("mlx_guarded_llm.engine")
 
 
 class Engine:
@@ -75,22 +81,30 @@ class Engine:
 
     def step(self) -> bool:
         """One step of each model that has generations. See `thread.Worker`."""
-        for resident in tuple(self._residents.values()):
-            if len(resident.decoder):
-                self._step(resident)
+        try:
+            for resident in tuple(self._residents.values()):
+                if len(resident.decoder):
+                    self._step(resident)
+        except Exception as error:
+            self._die(error)
         return bool(self._generations)
+
+    def generating(self) -> set[str]:
+        """See `thread.Worker`."""
+        return {generation.model for generation in self._generations.values()}
 
     def stop(self) -> None:
         """End all generations and drop all models. See `thread.Worker`."""
         self._thread.check()
-        if self._closed:
-            return
-        self._closed = True
-        self._fail(self._generations.values(), BackendClosed("the backend was closed."))
-        if self._residents:
-            self._drop(tuple(self._residents))
-        self._thread.remove(self)
-        self._emit(Stopped())
+        try:
+            if not self._closed:
+                self._closed = True
+                self._fail(self._generations.values(), BackendClosed("the backend was closed."))
+                with self._alone():
+                    self._drop(tuple(self._residents))
+        finally:
+            self._thread.remove(self)
+            self._emit(Stopped())
 
     def _boot(self) -> None:
         try:
@@ -121,6 +135,12 @@ class Engine:
 
     def _handle(self, command: Command) -> None:
         self._thread.check()
+        try:
+            self._carry_out(command)
+        except Exception as error:
+            self._die(error)
+
+    def _carry_out(self, command: Command) -> None:
         if self._closed:
             self._refuse(command, BackendClosed("the backend was closed."))
         elif isinstance(command, Start):
@@ -159,7 +179,9 @@ class Engine:
         self._generations[request_id] = generation
 
     def _cancel(self, request_id: str) -> None:
-        self._preparer.take(request_id)
+        if self._preparer.take(request_id) is not None:
+            cancelled = RequestCancelled(f"request {request_id} was cancelled.")
+            self._emit(Ended(request_id=request_id, error=cancelled))
         generation = self._generations.get(request_id)
         if generation is not None:
             self._leave(generation)
@@ -168,7 +190,7 @@ class Engine:
     def _step(self, resident: Any) -> None:
         try:
             with rail.current().step(resident.name):
-                updates = resident.decoder.step()
+                updates = resident.step()
         except Exception as error:  # noqa: BLE001 - any of them condemns the batch
             self._condemn(resident, error)
             return
@@ -178,6 +200,9 @@ class Engine:
                 continue  # it ended earlier in this very step
             if generation.take(update):
                 self._leave(generation)
+        if resident.peak_bytes > resident.told_bytes * 1.05:
+            resident.told_bytes = resident.peak_bytes
+            self._emit(Measured(resident.name, peak_bytes=resident.peak_bytes))
 
     def _leave(self, generation: Generation) -> None:
         """Forget a generation, and take it out of its batch if it still is there."""
@@ -192,19 +217,25 @@ class Engine:
 
     def _condemn(self, resident: Any, error: Exception) -> None:
         """After an exception a batch cannot be trusted: fail all in it, build a new one."""
-        failure = _failure(error)
         if self._residency.condemns_process(error):
-            self._break(failure)
+            self._break(
+                EngineDied(
+                    "MLX failed in a way after which its results cannot be trusted "
+                    f"({type(error).__name__}: {error}).",
+                    hint="Start the process again.",
+                )
+            )
             return
         lost = [g for g in self._generations.values() if g.model == resident.name]
-        self._fail(lost, failure)
+        self._fail(lost, _failure(error))
         resident.rebuild()
 
-    def _break(self, failure: GuardedLLMError) -> None:
-        error = EngineDied(
-            f"MLX failed in a way after which its results cannot be trusted ({failure}).",
-            hint="Start the process again.",
-        )
+    def _die(self, error: Exception) -> None:
+        """Something failed that should not: better no engine than a wrong one."""
+        logger.exception("the engine failed")
+        self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))
+
+    def _break(self, error: GuardedLLMError) -> None:
         self._fail(self._generations.values(), error)
         self._closed = True
         self._residents.clear()
@@ -225,17 +256,22 @@ class Engine:
             error = EngineDied(f"{command.job_id} was to begin while {holders} were running.")
             self._emit(JobEnded(job_id=command.job_id, error=error))
             return
-        watcher = rail.current()
-        # Between two tokens mlx-lm has the next one in flight.
-        self._residency.synchronize()
-        watcher.paused({g.model for g in self._generations.values()})
-        try:
+        with self._alone():
             if isinstance(command, Load):
                 self._load(command)
             elif isinstance(command, Unload):
                 self._unload(command)
             else:
                 self._run(command)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Meanwhile every generation of the process, of other engines too, stands still."""
+        watcher = rail.current()
+        self._residency.synchronize()  # between two tokens mlx-lm has the next one in flight
+        watcher.paused(self._thread.generating())
+        try:
+            yield
         finally:
             watcher.resumed()
 
@@ -256,6 +292,7 @@ class Engine:
             )
         if resident is not None:
             self._residents[command.model] = resident
+            self._emit(Measured(command.model, weight_bytes=resident.nbytes))
         details = {
             "seconds": time.monotonic() - began,
             "bytes": resident.nbytes if resident else 0,
@@ -284,9 +321,7 @@ class Engine:
                 resident = self._residents.pop(model, None)
                 self._preparer.forget_tokenizer(model)
                 if resident is not None:
-                    resident.clear()
-                    del resident
-                    freed += self._residency.release(model)
+                    freed += self._residency.release(resident)
         return freed
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import GeneratorType
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -17,29 +18,53 @@ def call_foreign(fn: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """
     try:
         value = fn()
-    except Exception as error:  # noqa: BLE001 - it goes to the caller as it is
-        error.add_note("On the MLX thread:\n" + traceback.format_exc())
-        return None, _without_frames(error)
+    except BaseException as error:  # noqa: BLE001 - a SystemExit too is the caller's, not ours
+        return None, _portable(error)
     if _holds_array(value):
         return None, InvalidRequest(
-            "the function returned an mx.array, which only the MLX thread may touch.",
+            "the function returned an mx.array or a generator, which only the MLX thread may touch.",
             hint="Return plain values: array.tolist(), array.item() or numpy.array(array).",
         )
     return value, None
 
 
-def _without_frames(error: BaseException) -> BaseException:
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.__traceback__ = None
-        seen = seen.__cause__ or seen.__context__
+def _portable(error: BaseException) -> BaseException:
+    """The error, or one in its place, that another thread may hold and raise."""
+    note = "On the MLX thread:\n" + "".join(traceback.format_exception(error))
+    family = list(_family(error))
+    if any(_holds_array((member.args, vars(member))) for member in family):
+        error = InvalidRequest(
+            f"the function raised a {type(error).__name__} that holds an mx.array, "
+            "which only the MLX thread may touch."
+        )
+    elif isinstance(error, StopIteration):
+        # No future of asyncio takes one; a generator turns it into this as well.
+        error = RuntimeError("the function raised StopIteration")
+    for member in family:
+        member.__traceback__ = None
+    error.add_note(note)
     return error
 
 
+def _family(error: BaseException) -> Iterator[BaseException]:
+    """An error with everything it came from or consists of."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        member = waiting.pop()
+        if member is not None and id(member) not in seen:
+            seen.add(id(member))
+            yield member
+            waiting += [member.__cause__, member.__context__]
+            if isinstance(member, BaseExceptionGroup):
+                waiting += member.exceptions
+
+
 def _holds_array(value: Any, depth: int = 8) -> bool:
+    """Whether a value is, or holds in sight, an array or a generator that may make some."""
     import mlx.core as mx
 
-    if isinstance(value, mx.array):
+    if isinstance(value, (mx.array, GeneratorType)):
         return True
     if depth and isinstance(value, Mapping):
         return any(_holds_array(v, depth - 1) for v in value.values())

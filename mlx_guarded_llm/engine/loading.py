@@ -62,7 +62,8 @@ def load(
 def _slices(model: Any, slice_bytes: int) -> Iterator[list[mx.array]]:
     part: list[mx.array] = []
     size = 0
-    for _, array in tree_flatten(model.parameters()):
+    leaves: Any = tree_flatten(model.parameters())
+    for _, array in leaves:
         part.append(array)
         size += array.nbytes
         if size >= slice_bytes:

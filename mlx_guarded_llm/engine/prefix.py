@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.cache import LRUPromptCache
 
 _MAX_ENTRIES = 64  # per model; bytes are the real bound
@@ -78,9 +80,25 @@ class PrefixCache:
         size = sum(c.nbytes for c in cache)
         if not tokens or size > self._owner.max_bytes:
             return
+        _detach(cache)
         self._lru.insert_cache(self._model, tokens, cache, cache_type=kind)
         self._owner.used(self._model)
 
     def trim(self, nbytes: int) -> None:
         """Give up entries until at most so many bytes are kept."""
         self._lru.trim_to(n_bytes=max(nbytes, 0))
+
+
+def _detach(cache: list[Any]) -> None:
+    """Copy the cache's arrays out of the batch: one row would keep all of them alive."""
+    copies: list[mx.array] = []
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, mx.array):
+            return leaf
+        copies.append(mx.contiguous(leaf))
+        return copies[-1]
+
+    for layer in cache:
+        layer.state = tree_map(copy, layer.state)
+    mx.eval(copies)

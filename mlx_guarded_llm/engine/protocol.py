@@ -24,6 +24,7 @@ class EngineOptions:
 
     Attributes:
         max_active: requests of one model decoded together at most.
+        memory_budget: bytes that models may use; None takes the device's default.
         prefill_step_size: prompt tokens computed between two decode steps; None
             takes 2048 on a GPU and 512 on a CPU.
         prefix_cache_bytes: KV caches kept for prompts that begin alike; None takes
@@ -33,6 +34,7 @@ class EngineOptions:
     """
 
     max_active: int = 32
+    memory_budget: int | None = None
     prefill_step_size: int | None = None
     prefix_cache_bytes: int | None = None
     load_slice_bytes: int = 512 * 1024**2
@@ -43,7 +45,10 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Template and encode a request, off the MLX thread. Answer: `Prepared` or `Ended`."""
+    """Template and encode a request, off the MLX thread. Answer: `Prepared` or `Ended`.
+
+    Whatever becomes of it, exactly one `Ended` tells that the engine is done with it.
+    """
 
     request_id: str
     model: str
@@ -62,7 +67,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop a request, wherever it is. Answer: `Ended`, if it was started."""
+    """Stop a request, started or only prepared. Answer: `Ended`."""
 
     request_id: str
 
@@ -114,8 +119,7 @@ class Ready:
 
     Attributes:
         device: what `mx.device_info()` says, and "device": "cpu" or "gpu".
-        budget_bytes: what models may use on this device by default.
-        prefill_step_size, prefix_cache_bytes: as they were resolved.
+        budget_bytes, prefill_step_size, prefix_cache_bytes: as they were resolved.
     """
 
     device: Mapping[str, Any]
@@ -208,6 +212,20 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a model takes, in bytes; 0 where nothing new was learnt.
+
+    Attributes:
+        weight_bytes: its weights, measured by its load.
+        peak_bytes: the most one step took beyond weights and caches.
+    """
+
+    model: str
+    weight_bytes: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Broken:
     """The engine cannot go on; every request and job it had is lost."""
 
@@ -219,4 +237,4 @@ class Stopped:
     """The engine was closed; its models are out of memory."""
 
 
-Report = Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Broken | Stopped
+Report = Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from ..errors import BackendClosed, GuardedLLMError
 from ..memory.budget import default_budget
 from ..models.spec import ModelFiles
 from . import loading
 from .batch import ContinuousBatch
-from .decoder import Decoder
+from .batchable import batchable
+from .decoder import Decoder, Update
 from .prefix import PrefixCaches
 from .protocol import EngineOptions
 from .sequential import SequentialDecoder
@@ -34,6 +34,8 @@ class Resident:
 
     Attributes:
         nbytes: what loading it took, as MLX counts it.
+        peak_bytes: the most that one step took beyond what was in memory before it.
+        told_bytes: of that, what the backend knows.
         build: makes a fresh decoder for it.
     """
 
@@ -41,6 +43,16 @@ class Resident:
     nbytes: int
     build: Callable[[], Decoder]
     decoder: Decoder
+    peak_bytes: int = 0
+    told_bytes: int = 0
+
+    def step(self) -> list[Update]:
+        """Advance its requests, and measure what that takes."""
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        updates = self.decoder.step()
+        self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - before)
+        return updates
 
     def rebuild(self) -> None:
         """Throw the batch away, caches included, and begin a new one."""
@@ -63,7 +75,7 @@ class Residency:
 
     def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
         self._options = options
-        self.budget_bytes = default_budget(device)
+        self.budget_bytes = options.memory_budget or default_budget(device)
         self.prefill_step_size = options.prefill_step_size or _PREFILL_STEP[device["device"]]
         prefix = options.prefix_cache_bytes
         if prefix is None:
@@ -103,32 +115,33 @@ class Residency:
             error = loading.load_error(unknown, files)
         else:
             return resident, None
-        model = build = None  # the last references, before memory is given back
+        model = build = None  # type: ignore[assignment]  # the last references
         loading.release()
         self.prefixes.drop(name)
         return None, error
 
-    def release(self, name: str) -> int:
-        """After `Resident.clear`: free the memory. Returns the bytes that came back."""
+    def release(self, resident: Resident) -> int:
+        """Drop a model and free its memory. Returns the bytes that came back."""
         before = mx.get_active_memory()
-        self.prefixes.drop(name)
+        resident.clear()
+        self.prefixes.drop(resident.name)
         loading.release()
         freed = int(before - mx.get_active_memory())
         if freed <= 0:
-            logger.warning("unloading %s gave no memory back; something still holds it", name)
+            logger.warning(
+                "unloading %s gave no memory back; something still holds it", resident.name
+            )
         return freed
 
     def _builder(
         self, model: Any, tokenizer: Any, name: str, files: ModelFiles
     ) -> Callable[[], Decoder]:
         spec = files.spec
-        batchable = spec.kv_bits is None and all(
-            hasattr(cache, "merge") for cache in make_prompt_cache(model)
-        )
+        together = spec.kv_bits is None and batchable(model)
 
         def build() -> Decoder:
             prefix = self.prefixes.open(name)
-            if batchable:
+            if together:
                 return ContinuousBatch(
                     model,
                     tokenizer,
@@ -151,4 +164,4 @@ class Residency:
 def device() -> dict[str, Any]:
     """What MLX computes on: `mx.device_info()` and "device": "cpu" or "gpu"."""
     kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-    return {**mx.device_info(), "device": kind, "mlx": mx.__version__}
+    return {**mx.device_info(), "device": kind}

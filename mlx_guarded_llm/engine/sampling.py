@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import LogitsProcessor, make_logits_processors
@@ -72,8 +73,8 @@ class Picked:
     def read(self, row: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Log probability of the row's token and its `top` alternatives, best first."""
         if self._read is None:
-            ids, values = (a.tolist() for a in self.top) if self.top else ([], [])
-            self._read = self.logprobs.tolist(), ids, values
+            ids, values = map(_lists, self.top) if self.top else ([], [])
+            self._read = _lists(self.logprobs), ids, values
         logprobs, ids, values = self._read
         if not top:
             return logprobs[row], ()
@@ -179,6 +180,11 @@ def processors(params: SamplingParams) -> list[LogitsProcessor]:
         params.frequency_penalty or None,
         params.penalty_window,
     )
+
+
+def _lists(array: mx.array) -> Any:
+    """The array's values; MLX's own annotation allows for a scalar."""
+    return array.tolist()
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:

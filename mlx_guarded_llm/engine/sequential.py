@@ -29,7 +29,7 @@ class _Stream:
     cache: list[Any]
     picked: deque[Picked] = field(default_factory=deque)
     tokens: list[int] = field(default_factory=list)
-    steps: Iterator[tuple[int, Any]] | None = None
+    steps: Iterator[tuple[Any, Any]] | None = None
 
     def sample(self, logprobs: mx.array) -> mx.array:
         """The sampler of `generate_step`, which runs one token ahead of its output."""
@@ -68,7 +68,8 @@ class SequentialDecoder:
         self._ends = set(tokenizer.eos_token_ids)
         self._prefix = prefix
         self._prefill_step_size = prefill_step_size
-        self._kv = {"kv_bits": kv_bits, "kv_group_size": kv_group_size, "quantized_kv_start": 0}
+        self._kv_bits = kv_bits
+        self._kv_group_size = kv_group_size
         self._streams: deque[_Stream] = deque()
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ class SequentialDecoder:
         cache, rest = None, job.prompt
         chain = processors(job.params)
         # generate_step shows its processors only the tokens it prefills itself.
-        if self._kv["kv_bits"] is None and not chain:
+        if self._kv_bits is None and not chain:
             cache, rest = self._prefix.fetch(job.prompt)
         cache = cache if cache is not None else make_prompt_cache(self._model)
         rows = Rows([Row(job.params, job.seed, job.emitted)])
@@ -93,7 +94,9 @@ class SequentialDecoder:
             logits_processors=chain,
             prompt_cache=cache,
             prefill_step_size=self._prefill_step_size,
-            **self._kv,
+            kv_bits=self._kv_bits,
+            kv_group_size=self._kv_group_size,
+            quantized_kv_start=0,
         )
         job.cached = len(job.prompt) - len(rest)
         self._streams.append(stream)
@@ -135,5 +138,5 @@ class SequentialDecoder:
         """Keep the cache if it is known which tokens are in it."""
         held = getattr(stream.cache[0], "offset", None)
         tokens = [*stream.job.prompt, *stream.tokens]
-        if self._kv["kv_bits"] is None and isinstance(held, int) and held <= len(tokens):
+        if self._kv_bits is None and isinstance(held, int) and held <= len(tokens):
             self._prefix.insert(tokens[:held], stream.cache, "assistant")

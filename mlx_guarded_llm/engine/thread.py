@@ -12,6 +12,7 @@ import atexit
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -30,6 +31,9 @@ class Worker(Protocol):
     def step(self) -> bool:
         """Do a little. Returns whether there is more to do right now."""
 
+    def generating(self) -> set[str]:
+        """Models of its unfinished generations."""
+
     def stop(self) -> None:
         """Drop everything that belongs to MLX; the thread is about to end."""
 
@@ -41,6 +45,7 @@ class MLXThread:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._workers: list[Worker] = []
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlx-guarded-mlx", daemon=True)
         self._thread.start()
         # A daemon thread that is inside MLX when the interpreter goes away aborts the
@@ -67,6 +72,11 @@ class MLXThread:
         if worker in self._workers:
             self._workers.remove(worker)
 
+    def generating(self) -> set[str]:
+        """Models of the unfinished generations of all workers. On the MLX thread only."""
+        self.check()
+        return set().union(*(worker.generating() for worker in self._workers))
+
     def check(self) -> None:
         """Fail unless this is the MLX thread."""
         here = threading.current_thread()
@@ -77,10 +87,11 @@ class MLXThread:
         while not self._stopping.is_set():
             self._take_calls(wait=not busy)
             busy = self._step_workers()
-        for worker in self._workers:
+        for worker in tuple(self._workers):  # each leaves the list as it stops
             _guarded(worker.stop)
         if (mlx := sys.modules.get("mlx.core")) is not None:
             mlx.clear_streams()  # the last thing: MLX works on this thread no more
+        self._ended.set()
 
     def _take_calls(self, *, wait: bool) -> None:
         try:
@@ -105,12 +116,18 @@ class MLXThread:
     def _exit(self) -> None:
         self._stopping.set()
         self.post(lambda: None)
-        self._thread.join(EXIT_GRACE)
-        if self._thread.is_alive():
+        ended, code = False, 1
+        try:
+            # Not join(): interrupted, it takes the thread for ended (CPython before 3.13).
+            ended = self._ended.wait(EXIT_GRACE)
+        except KeyboardInterrupt:  # whoever presses it now wants no more waiting
+            code = 128 + signal.SIGINT
+        if not ended:
             # Going on would abort in MLX's destructors, with a core dump and no word.
-            logger.critical("MLX work did not end within %.0f s of exit; leaving hard", EXIT_GRACE)
+            logger.critical("MLX work has not ended at exit; leaving hard")
             logging.shutdown()
-            os._exit(1)
+            os._exit(code)
+        self._thread.join()
 
 
 def _guarded(call: Callable[[], None]) -> None:
@@ -149,6 +166,8 @@ def _forked() -> None:
     _lock = threading.Lock()
     if _thread is None:
         _owner = os.getpid()
+    else:
+        atexit.unregister(_thread._exit)  # there is no thread to wait for
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -180,7 +180,7 @@ class Book(View):
 
     def _move_up(self, job: JobState) -> None:
         """Bring a job with a new order into its place; few are older than a request."""
-        older = itertools.takewhile(lambda other: other.order < job.order, self.jobs.values())
+        older = itertools.takewhile(lambda other: other.order <= job.order, self.jobs.values())
         for moved in (job, *reversed(list(older))):
             self.jobs.move_to_end(moved.id, last=False)
 
@@ -217,15 +217,14 @@ class Book(View):
         """Record, once for each cause, that a job waits and for whom."""
         if job.deferred_at is None:
             job.deferred_at = self.now
-        if cause not in job.deferrals:
-            job.deferrals.add(cause)
-            self.note(
-                _kind(job, "deferred"),
-                model=job.model,
-                job_id=job.id,
-                cause=cause,
-                waiting_for=waiting_for,
-            )
+        job.deferrals.add(cause)
+        self.note(
+            _kind(job, "deferred"),
+            model=job.model,
+            job_id=job.id,
+            cause=cause,
+            waiting_for=waiting_for,
+        )
 
     def begin(self, job: JobState, evict: tuple[str, ...]) -> None:
         del self.jobs[job.id]

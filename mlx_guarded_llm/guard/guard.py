@@ -250,8 +250,8 @@ class Guard:
         error = error or BackendClosed("the backend was closed.")
         for request in list(book.requests.values()):
             book.withdraw(request, error, cause="closed")
-        while (job := book.oldest()) is not None:
-            book.drop(job, cause="closed", error=error)
+        while book.jobs:  # the newest first: none then gets what an older one left undone
+            book.drop(next(reversed(book.jobs.values())), cause="closed", error=error)
         return self._rules.pump()
 
     # ---- small things --------------------------------------------------

@@ -121,19 +121,19 @@ class Rules:
                 book.drop(self._timed, cause="load_wait", error=error)
                 return True
             if job is not None:
-                book.defer(job, "generations", book.holders())
+                self._defer(job, "generations")
             return False
         if job is None:
             return False
         if book.active and not self._may_pause(job):
             self._timed = job
-            book.defer(job, "generations", book.holders())
+            self._defer(job, "generations")
             return False
         evict = self._plan(job)
         if evict is not None:
             book.begin(job, evict)
         elif book.active:
-            book.defer(job, "memory", book.holders())
+            self._defer(job, "memory")
             return False
         else:
             self._refuse(job)
@@ -188,16 +188,21 @@ class Rules:
                 return ((job.id, job.model),)
         return book.holders(model.active) if len(model.active) >= self._limits.max_active else ()
 
+    def _defer(self, job: JobState, cause: str) -> None:
+        """Record that the oldest job waits for the active generations."""
+        if cause not in job.deferrals:
+            self._book.defer(job, cause, self._book.holders())
+
     def _note_deferred(self) -> None:
         """Record of new jobs that did not begin what they wait for."""
         book = self._book
         for job in book.fresh:
             ahead = book.running or book.head()
-            if job.id not in book.jobs or job.deferred_at is not None or ahead is job:
+            if job.id not in book.jobs or job.deferred_at is not None:
                 continue
-            if book.busy(job):
+            if ahead is None or book.busy(job):
                 book.defer(job, "busy", book.holders(book.models[job.model].active))
-            elif ahead is not None:
+            else:
                 book.defer(job, f"behind a {ahead.kind}", ((ahead.id, ahead.model),))
         book.fresh.clear()
 

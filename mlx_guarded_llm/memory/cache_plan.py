@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+CACHE_STEP = 256  # tokens; caches grow by this many (mlx_lm.models.cache.KVCache.step)
+
+_MAX_LAYERS = 10_000  # a damaged config must not become a loop of hours
+
 Kind = Literal["full", "window", "state", "both", "none"]
 
 # Modules whose sliding layers have a rotating cache; others keep every token.
@@ -27,6 +31,7 @@ _LATENT = frozenset({
     "longcat_flash_ngram", "mistral4",
 })  # fmt: skip
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv7"})
+_GATED_DELTA = frozenset({"qwen3_5", "qwen3_5_moe", "qwen3_next"})
 _TWICE = frozenset({"longcat_flash", "longcat_flash_ngram"})  # two attentions in a layer
 _KINDS: Mapping[str, Kind] = {
     "sliding_attention": "window",
@@ -41,6 +46,7 @@ _KINDS: Mapping[str, Kind] = {
     "E": "none",
     "mlp": "none",
     "moe": "none",
+    "1": "window",  # of mimo_v2_flash's hybrid_layer_pattern
 }
 
 
@@ -80,17 +86,22 @@ def plan_caches(
     kinds = _layer_kinds(c, module)
     window = c.get("sliding_window", "attention_window_size", "attention_chunk_size",
                    "sliding_window_size", "window_size", default=0)  # fmt: skip
+    if module == "llama4":
+        window += CACHE_STEP  # it trims to the chunk only when the next tokens come
     state = _state_bytes(c, module, width)
     full, total_state = 0, 0
     windows: Counter[int] = Counter()
     for kind in kinds:
-        if kind in ("full", "both"):
+        if kind in ("full", "both") or (kind == "window" and not window):
             rows = _rows(c, module, sliding=False)
             full += sum(_quantised(n, width, kv_bits, kv_group_size) * heads for heads, n in rows)
         elif kind == "window":
             windows[window] += sum(n * heads for heads, n in _rows(c, module, sliding=True)) * width
         if kind in ("state", "both"):
             total_state += state
+    if module == "iquestloopcoder":  # its second loop keeps a window beside the first's cache
+        window = c.get("loop_window_size", default=64)
+        windows[window] += len(kinds) * 2 * c.kv_heads * c.head_dim * width
     return CachePlan(full, tuple(sorted(windows.items())), total_state)
 
 
@@ -118,8 +129,9 @@ class Numbers:
 
     @property
     def layers(self) -> int:
-        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers",
-                        "num_transformer_layers", default=1)  # fmt: skip
+        count = self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers",
+                         "num_transformer_layers", default=1)  # fmt: skip
+        return min(count, _MAX_LAYERS)
 
     @property
     def hidden(self) -> int:
@@ -133,7 +145,10 @@ class Numbers:
     def kv_heads(self) -> int:
         if self.raw.get("multi_query") is True:
             return 1
-        return self.get("num_key_value_heads", "num_kv_heads", "n_head_kv", default=self.heads)
+        if grouped := _heads_in_group(self.raw.get("block_configs")):
+            return max(1, self.heads // grouped)
+        return self.get("num_key_value_heads", "num_kv_heads", "n_head_kv",
+                        "num_attention_groups", default=self.heads)  # fmt: skip
 
     @property
     def head_dim(self) -> int:
@@ -141,9 +156,20 @@ class Numbers:
                         default=max(1, self.hidden // self.heads))  # fmt: skip
 
 
+def _heads_in_group(blocks: object) -> int:
+    """Query heads that share a key in a pruned model (nemotron-nas), 0 for others."""
+    groups = [
+        block["attention"].get("n_heads_in_group")
+        for block in (blocks if isinstance(blocks, list) else ())
+        if isinstance(block, dict) and isinstance(block.get("attention"), dict)
+    ]
+    # The smallest group has the most keys: the dearest layer stands for all.
+    return min((group for group in groups if isinstance(group, int) and group > 0), default=0)
+
+
 def _layer_kinds(c: Numbers, module: str) -> list[Kind]:
     """One kind for each layer that has caches of its own."""
-    layers = c.layers
+    layers = min(c.layers * c.get("num_loops", default=1), _MAX_LAYERS)
     if module in _RECURRENT:
         return ["state"] * layers
     if module == "falcon_h1":
@@ -151,9 +177,17 @@ def _layer_kinds(c: Numbers, module: str) -> list[Kind]:
     # The last layers of these read the caches of earlier ones.
     layers -= c.get("num_kv_shared_layers", "num_kv_reuse_layers", default=0)
     pattern = c.raw.get("hybrid_override_pattern")
-    named = list(pattern) if isinstance(pattern, str) else c.list(
-        "layer_types", "layers_block_type", "block_types", "_block_types"
-    )  # fmt: skip
+    named = (
+        list(pattern)
+        if isinstance(pattern, str | list)
+        else c.list(
+            "layer_types",
+            "layers_block_type",
+            "hybrid_layer_pattern",
+            "block_types",
+            "_block_types",
+        )  # fmt: skip
+    )
     if named:
         kinds = [_KINDS.get(str(named[i % len(named)]), "full") for i in range(max(layers, 0))]
     else:
@@ -168,14 +202,21 @@ def _layer_kinds(c: Numbers, module: str) -> list[Kind]:
 
 def _kind_by_position(c: Numbers, module: str, i: int) -> Kind:
     """For configs that give a rule and no list; the rules are the modules' own."""
-    if interval := c.get("full_attention_interval", default=0):
+    if module in _GATED_DELTA or "full_attention_interval" in c.raw:
+        interval = c.get("full_attention_interval", default=4)
         return "full" if (i + 1) % interval == 0 else "state"
     if period := c.get("attn_layer_period", default=0):
         return "full" if i % period == c.get("attn_layer_offset", default=0) else "state"
+    if group := c.get("layer_group_size", default=0):
+        return "full" if (i + 1) % group == 0 or i >= c.layers // group * group else "state"
     if full := c.list("full_attn_idxs"):
         return "full" if i in full else "state"
     if isinstance(linear := c.raw.get("linear_attn_config"), dict):
         return "state" if i + 1 in linear.get("kda_layers", ()) else "full"
+    if step := c.get("mamba_step", default=0):  # plamo2
+        if c.layers <= step // 2:
+            return "full" if i == c.layers - 1 else "state"
+        return "full" if i % step == step // 2 else "state"
     if module == "llama4":
         return "full" if (i + 1) % 4 == 0 else "window"
     if module in ("gemma3_text", "cohere2"):
@@ -253,7 +294,8 @@ def _state_bytes(c: Numbers, module: str, width: int) -> int:
     if module == "mamba2":
         heads = c.get("num_heads", default=0)
     if heads:  # the second generation has heads, and convolves B and C too
-        per_head = c.get("mamba_head_dim", "mamba_d_head", "head_dim", default=64)
+        per_head = c.get("mamba_head_dim", "mamba_d_head", "head_dim", "hidden_size_per_head",
+                         default=64)  # fmt: skip
         inner = c.get("mamba_d_ssm", default=heads * per_head)
         groups = c.get("n_groups", "mamba_n_groups", default=1)
         return (kernel - 1) * (inner + 2 * groups * size) * width + inner * size * 4

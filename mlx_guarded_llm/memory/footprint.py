@@ -9,9 +9,7 @@ from ..models.architectures import module_name
 from ..models.safetensors import BrokenFile, Tensor, read_header
 from ..models.spec import ModelFiles
 from ..models.verify import text_config
-from .cache_plan import Numbers, plan_caches
-
-CACHE_STEP = 256  # tokens; caches grow by this many (mlx_lm.models.cache.KVCache.step)
+from .cache_plan import CACHE_STEP, Numbers, plan_caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,8 @@ class Footprint:
     def kv_bytes(self, tokens: int) -> int:
         """Caches of one sequence of that many tokens, without `state_bytes`."""
         kept = -(-max(tokens, 0) // CACHE_STEP) * CACHE_STEP
-        bounded = sum(min(kept, window) * each for window, each in self.windows)
+        # A rotating cache grows by a step from wherever its prefill ended.
+        bounded = sum(min(kept + CACHE_STEP, window) * each for window, each in self.windows)
         return kept * self.kv_bytes_per_token + bounded
 
     def prefill_bytes(self, chunk_tokens: int, *, context_tokens: int | None = None) -> int:
@@ -92,7 +91,9 @@ def predict(files: ModelFiles) -> Footprint:
 def _language_module(config: dict[str, object]) -> str:
     """The module of mlx_lm.models that runs the language part of the model."""
     model_type = config.get("model_type")
-    name = module_name(model_type, config.get("architectures")) if isinstance(model_type, str) else ""
+    name = (
+        module_name(model_type, config.get("architectures")) if isinstance(model_type, str) else ""
+    )
     # A config of several parts may name only the whole.
     return {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "lfm2-vl": "lfm2"}.get(name, name)
 

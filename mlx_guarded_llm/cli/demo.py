@@ -1,0 +1,119 @@
+"""`mlx-guarded demo`: the incident on two real models, with the guard and without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..engine import rail
+from . import opening, options, report
+from .console import err, out, say, short
+from .demo_boards import Board, LineBoard, PanelBoard
+from .demo_naive import show_naive
+from .demo_report import show_report
+from .demo_scene import Part, play
+from .fetching import ensure
+
+MODEL_A = "smollm2-135m"
+MODEL_B = "smollm2-135m-bf16"
+PROMPT_A = "Explain to a child, step by step, why the sky is blue and the sunset is red."
+PROMPT_B = "Name three planets and say one sentence about each."
+
+
+def demo(
+    naive: Annotated[
+        bool, typer.Option("--naive", help="The same without the guard; it dies.")
+    ] = False,
+    model_a: Annotated[str, typer.Option(help="The model that is answering.")] = MODEL_A,
+    model_b: Annotated[str, typer.Option(help="The model whose load comes in between.")] = MODEL_B,
+    max_tokens: Annotated[
+        int, typer.Option(min=6, help="Tokens of the first answer; the second gets a third.")
+    ] = 192,
+    load_wait: options.LoadWait = 5.0,
+    memory_budget: options.MemoryBudget = None,
+    trace: options.Trace = None,
+) -> None:
+    """Replay the incident: a model is loaded while another one answers.
+
+    One third into the first answer a second request needs another model.
+    Its load is deferred; after --load-wait seconds the answer pauses between
+    two tokens, the model is loaded, and both go on. A witness would abort the
+    process if a load overlapped a generation. It takes a minute or two; the
+    first time two models (370 MB) are made.
+
+    [dim]mlx-guarded demo
+    mlx-guarded demo --naive           the server of the incident: it dies
+    mlx-guarded demo --load-wait 120   the load waits for the whole answer[/dim]
+    """
+    from ..models import Catalog
+
+    catalog = Catalog()
+    folders = [ensure(catalog, model).path for model in (model_a, model_b)]
+    if naive:
+        died = show_naive(folders[0], folders[1], PROMPT_A, max_tokens)
+        raise typer.Exit(0 if died else report.FAILED)
+    _intro(model_a, model_b, max_tokens, load_wait)
+    parts = (
+        Part(label="A", model=model_a, prompt=PROMPT_A, max_tokens=max_tokens),
+        Part(label="B", model=model_b, prompt=PROMPT_B, max_tokens=max_tokens // 3),
+    )
+    with (
+        watched() as seen,
+        opening.open_backend(load_wait=load_wait, memory_budget=memory_budget) as backend,
+    ):
+        with _board(parts) as board:
+            interrupted = play(backend, parts, board, after=max_tokens // 3)
+        timeline = backend.timeline()
+        if trace is not None:
+            backend.write_trace(trace)
+        sections = seen()
+    fine = show_report(timeline, parts, sections)
+    if trace is not None:
+        _wrote(trace)
+    if interrupted:
+        raise typer.Exit(report.CANCELLED)
+    if not fine:
+        raise typer.Exit(report.FAILED)
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], Mapping[str, int]]]:
+    """Have the engine put a witness over all MLX work of this process.
+
+    The engine does so on its own thread when it first looks at the rail.
+
+    Yields:
+        A function that tells how many sections of each kind the witness saw.
+    """
+    os.environ[rail.WITNESS_VARIABLE] = "1"
+
+    def seen() -> Mapping[str, int]:
+        return dict(getattr(rail.current(), "seen", {}))
+
+    try:
+        yield seen
+    finally:
+        del os.environ[rail.WITNESS_VARIABLE]
+
+
+def _board(parts: tuple[Part, Part]) -> Board:
+    return PanelBoard(parts, out()) if out().is_terminal else LineBoard(parts, out())
+
+
+def _intro(model_a: str, model_b: str, max_tokens: int, load_wait: float) -> None:
+    say(
+        out(),
+        f"A asks {short(model_a)} for {max_tokens} tokens. After {max_tokens // 3} of them B "
+        f"needs {short(model_b)}, which is not in memory. Its load waits {load_wait:g} s for A; "
+        "then A pauses between two tokens, the model is loaded, and both go on.\n",
+    )
+
+
+def _wrote(trace: Path) -> None:
+    text = f"The trace is in {trace}: `mlx-guarded trace {trace}`, or open it in ui.perfetto.dev."
+    say(err(), text)

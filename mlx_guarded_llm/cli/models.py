@@ -1,0 +1,181 @@
+"""`mlx-guarded models`: what there is, and what would fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import GuardedLLMError, MemoryRefused
+from . import options
+from .console import out, say, write
+from .words import size
+
+if TYPE_CHECKING:
+    from ..models import Catalog, ModelFiles
+
+_PREFIX_SHARE = 0.05  # of the budget, which the engine keeps for prompts that begin alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model by name; sizes in bytes, None where the model is not on the disk.
+
+    Attributes:
+        context_window: in tokens.
+        memory_bytes: what it is predicted to take.
+        fits: whether the memory budget holds it, alone.
+        error: what is wrong with its files, or "".
+    """
+
+    name: str
+    kind: str
+    location: str
+    path: str | None = None
+    size_bytes: int | None = None
+    context_window: int | None = None
+    memory_bytes: int | None = None
+    fits: bool | None = None
+    error: str = ""
+
+
+def models(
+    context: Annotated[
+        int, typer.Option(min=1, help="Tokens of context to predict the memory for.")
+    ] = 4096,
+    memory_budget: options.MemoryBudget = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the models: on the disk, and the aliases that can be fetched.
+
+    Which models are in memory is known only to the process that holds them.
+
+    [dim]mlx-guarded models --context 32000
+    mlx-guarded models --json | jq '.models | map(select(.fits))'[/dim]
+    """
+    from ..models import Catalog
+
+    budget = _budget(memory_budget)
+    entries = list_models(Catalog(), budget, context)
+    if as_json:
+        listed = [asdict(entry) for entry in entries]
+        write(json.dumps({"budget_bytes": budget, "models": listed}, indent=2) + "\n")
+        return
+    _show(entries, budget, context)
+
+
+def list_models(catalog: Catalog, budget: int, context: int) -> list[Entry]:
+    """Every alias, those on the disk first."""
+    sizes: dict[tuple[str, str], int] = {
+        (model.kind, model.location): model.size_bytes for model in catalog.on_disk()
+    }
+    entries = [_entry(catalog, name, sizes, budget, context) for name in catalog.aliases()]
+    return sorted(entries, key=lambda entry: (entry.path is None, entry.name))
+
+
+def _entry(
+    catalog: Catalog, name: str, sizes: dict[tuple[str, str], int], budget: int, context: int
+) -> Entry:
+    from ..models.disk import tree_size
+
+    kind, location = "", catalog.aliases()[name].model
+    try:
+        spec = catalog.resolve(name)
+        kind, location = spec.kind, spec.location
+        files = catalog.find(spec)
+        if files is None:
+            return Entry(name=name, kind=kind, location=location)
+        needed = memory_needed(files, context)
+    except GuardedLLMError as error:
+        return Entry(name=name, kind=kind or "folder", location=location, error=str(error))
+    on_disk = sizes.get((kind, location))
+    return Entry(
+        name=name,
+        kind=kind,
+        location=location,
+        path=str(files.path),
+        size_bytes=tree_size(Path(location)) if on_disk is None else on_disk,
+        context_window=files.context_window,
+        memory_bytes=needed,
+        fits=needed <= budget * (1 - _PREFIX_SHARE),
+    )
+
+
+def memory_needed(files: ModelFiles, context: int) -> int:
+    """Bytes for the weights, a KV cache of `context` tokens and a prefill, by the ledger."""
+    from ..memory.footprint import predict
+    from ..memory.ledger import Ledger
+
+    nothing = Ledger(0)
+    nothing.know_model("it", predict(files))
+    try:
+        nothing.know_request("one", "it", min(context, files.context_window))
+    except MemoryRefused as refused:
+        return refused.needed_bytes
+    return 0
+
+
+def _budget(given: str | None) -> int:
+    if given is not None:
+        from ..backend.backend import _bytes
+
+        return _bytes("memory_budget", given, 1)
+    import mlx.core as mx
+
+    from ..memory.budget import default_budget
+
+    return default_budget(mx.device_info())
+
+
+def _show(entries: list[Entry], budget: int, context: int) -> None:
+    here = [entry for entry in entries if entry.path is not None or entry.error]
+    if here:
+        out().print(_table_of_fetched(here))
+        note = (
+            f"Memory is for {context:,} tokens of context; the budget of this machine is "
+            f"{size(budget)}."
+        )
+        say(out(), Text(note, style="dim"))
+    else:
+        out().print("No model is on the disk.")
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
+    for entry in entries:
+        if entry not in here:
+            made = entry.kind == "embedded"
+            table.add_row(entry.name, "made from a package on PyPI" if made else entry.location)
+    if table.row_count:
+        out().print("\nTo be fetched, by `mlx-guarded pull` or when they are first used:")
+        out().print(table)
+
+
+def _table_of_fetched(entries: list[Entry]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", no_wrap=True, style="bold")
+    table.add_column("from", style="dim", overflow="ellipsis", no_wrap=True)
+    for column in ("on disk", "context", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            "built in" if entry.kind == "embedded" else entry.location,
+            "" if entry.size_bytes is None else size(entry.size_bytes),
+            "" if entry.context_window is None else f"{entry.context_window:,}",
+            "" if entry.memory_bytes is None else size(entry.memory_bytes),
+            _fits(entry),
+        )
+    return table
+
+
+def _fits(entry: Entry) -> Text:
+    if entry.error:
+        return Text("broken", style="red")
+    return Text("yes", style="green") if entry.fits else Text("no", style="yellow")

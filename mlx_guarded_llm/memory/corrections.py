@@ -1,0 +1,106 @@
+"""What models were measured to take, kept between runs in one JSON file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from .footprint import Footprint
+
+_MAX_ENTRIES = 256
+_KEYS = ("weight_bytes", "peak_bytes")
+
+
+class Corrections:
+    """Measured sizes by the fingerprint of a model; they replace predictions.
+
+    A file that is missing, broken or not writable only means predictions stay as
+    they are. Writes are atomic; of two processes that write at once the later one
+    wins. Methods may be called from any thread.
+
+    Args:
+        path: the file; its folder is made when something is recorded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._entries = _read(path)
+
+    def record(
+        self, fingerprint: str, *, weight_bytes: int | None = None, peak_bytes: int | None = None
+    ) -> None:
+        """Remembers a measurement.
+
+        Args:
+            fingerprint: of the model (`ModelFiles.fingerprint`).
+            weight_bytes: how much the memory in use grew when it was loaded; the
+                latest measurement counts.
+            peak_bytes: the most a prefill took beyond weights and caches; the
+                largest measurement counts.
+        """
+        with self._lock:
+            # Other processes write here too: what they learned is kept.
+            entries = {**self._entries, **_read(self._path)}
+            entry = dict(entries.pop(fingerprint, {}))
+            before = dict(entry)
+            if weight_bytes is not None and weight_bytes > 0:
+                entry["weight_bytes"] = weight_bytes
+            if peak_bytes is not None and peak_bytes > 0:
+                entry["peak_bytes"] = max(peak_bytes, entry.get("peak_bytes", 0))
+            # The newest entries are last and outlive the bound.
+            entries[fingerprint] = entry
+            self._entries = dict(list(entries.items())[-_MAX_ENTRIES:])
+            if entry != before:
+                _write(self._path, self._entries)
+
+    def apply(self, fingerprint: str, footprint: Footprint) -> Footprint:
+        """The footprint with measured weights, and at least the measured peak."""
+        with self._lock:
+            entry = self._entries.get(fingerprint, {})
+        return dataclasses.replace(
+            footprint,
+            weight_bytes=entry.get("weight_bytes", footprint.weight_bytes),
+            overhead_bytes=max(footprint.overhead_bytes, entry.get("peak_bytes", 0)),
+        )
+
+
+def _read(path: Path) -> dict[str, dict[str, int]]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(stored, dict):
+        return {}
+    entries = {
+        fingerprint: {
+            key: entry[key]
+            for key in _KEYS
+            if isinstance(entry.get(key), int)
+            and not isinstance(entry[key], bool)
+            and entry[key] > 0
+        }
+        for fingerprint, entry in stored.items()
+        if isinstance(entry, dict)
+    }
+    return dict(list(entries.items())[-_MAX_ENTRIES:])
+
+
+def _write(path: Path, entries: dict[str, dict[str, int]]) -> None:
+    work = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, work = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(entries, file, indent=1)
+        Path(work).replace(path)
+    except OSError:
+        # Predictions serve as well; a full disk must not fail a generation.
+        if work is not None:
+            with contextlib.suppress(OSError):
+                Path(work).unlink()

@@ -1,0 +1,87 @@
+"""Scripts of a user, each run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+_PREAMBLE = """\
+import asyncio, contextlib, os, signal, sys, threading, time
+from mlx_guarded_llm import Backend
+from mlx_guarded_llm.errors import *
+TINY, SCRIPTED, OTHER = sys.argv[1:4]
+
+def spawn(function, daemon=True):
+    thread = threading.Thread(target=function, daemon=daemon)
+    thread.start()
+    return thread
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.005)
+
+def happened(backend, kind):
+    return any(event.kind == kind for event in backend.events())
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_error(self) -> str:
+        """The last line of stderr, which of a traceback is the exception."""
+        return self.err.strip().splitlines()[-1]
+
+    @property
+    def is_clean(self) -> bool:
+        """No word of an abort, of the interpreter or of a thread that nobody expected."""
+        words = ("terminate called", "Fatal", "Abort", "Exception ignored", "Exception in thread")
+        return self.code != -signal.SIGABRT and not any(word in self.err for word in words)
+
+
+def run_script(
+    folder: Path,
+    body: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 100.0,
+    interpreter: tuple[str, ...] = (),
+) -> Ended:
+    """Run a script to its end.
+
+    Args:
+        folder: where it and its cache are put.
+        body: what comes after the imports and helpers of `_PREAMBLE`.
+        arguments: the first three are the models TINY, SCRIPTED and OTHER.
+        env: more environment variables.
+        timeout: seconds after which it counts as hanging.
+        interpreter: options of Python.
+    """
+    file = folder / "script.py"
+    file.write_text(_PREAMBLE + textwrap.dedent(body))
+    finished = subprocess.run(
+        [sys.executable, *interpreter, str(file), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, "MLX_GUARDED_CACHE_DIR": str(folder), **(env or {})},
+    )
+    return Ended(finished.returncode, finished.stdout, finished.stderr)

@@ -1,0 +1,100 @@
+"""Fixtures of the backend's contract: small models and backends that are closed again.
+
+The contract tests (`test_backend_*.py`, less `_faults`) see the public API only, so the
+same tests can hold for every place where an engine may live: add it to `ISOLATIONS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm.record import overlaps
+from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
+
+ISOLATIONS = ["thread"]
+
+MakeBackend = Callable[..., Backend]
+MakeModel = Callable[..., str]
+
+
+@pytest.fixture(params=ISOLATIONS)
+def isolation(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_backend(isolation: str, tmp_path: Path) -> Iterator[MakeBackend]:
+    """Make backends; at the end each is closed and must have kept the rule."""
+    made: list[Backend] = []
+
+    def make(aliases: Path | None = None, **options: Any) -> Backend:
+        defaults: dict[str, Any] = {
+            "isolation": isolation,
+            "catalog": Catalog(aliases_file=aliases, cache_dir=tmp_path / "cache"),
+            "offline": True,
+            "memory_budget": "1GiB",
+            "prefix_cache": "64MiB",
+            "timeout": 60.0,  # seconds; nothing here takes so long unless it hangs
+        }
+        backend = Backend(**(defaults | options))
+        made.append(backend)
+        return backend
+
+    yield make
+    for backend in made:
+        assert backend.close(), "the engine did not stop"
+        assert overlaps(backend.timeline()) == []
+
+
+@pytest.fixture
+def backend(make_backend: MakeBackend) -> Backend:
+    """One with the options of `make_backend`."""
+    return make_backend()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """`make_tiny_model`, made once for each set of options. Returns its folder."""
+    return _made_once(tmp_path_factory, "tiny", make_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """`make_scripted_model`, made once for each text and options. Returns its folder."""
+    return _made_once(tmp_path_factory, "scripted", make_scripted_model)
+
+
+@pytest.fixture
+def aliases(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of aliases: `aliases(a={"model": folder, "kv_bits": 8})`."""
+
+    def write(**tables: dict[str, Any]) -> Path:
+        lines = []
+        for name, table in tables.items():
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        file = tmp_path / "models.toml"
+        file.write_text("\n".join(lines))
+        return file
+
+    return write
+
+
+def _made_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[..., Path]
+) -> MakeModel:
+    made: dict[str, str] = {}
+
+    def folder(*arguments: Any, **options: Any) -> str:
+        key = repr((arguments, sorted(options.items())))
+        if key not in made:
+            made[key] = str(make(factory.mktemp(name), *arguments, **options))
+        return made[key]
+
+    return folder

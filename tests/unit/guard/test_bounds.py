@@ -1,0 +1,181 @@
+"""Arrivals that never stop, and the bounds of docs/guard.md.
+
+The simulation checks the bounds themselves at every step: `_check_turn` when a job
+begins, `check_pending` while it waits, "no turn" when a generation is paused again.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.guard.simulation import Footprint, Simulation
+
+HORIZON = 300
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a seed does not shrink
+MODELS = ("a", "b", "c", "d")
+
+
+@dataclass
+class Flood:
+    """How often per second each thing arrives, and how long a generation takes."""
+
+    requests: float
+    foreign: float
+    loads: float
+    seconds: int
+    timeouts: float
+
+
+floods = st.builds(
+    Flood,
+    requests=st.sampled_from([0.3, 1.0, 3.0]),
+    foreign=st.sampled_from([0.0, 0.02, 0.3]),
+    loads=st.sampled_from([0.0, 0.02, 0.1]),
+    seconds=st.sampled_from([2, 20, 90]),
+    timeouts=st.sampled_from([0.0, 0.2]),
+)
+
+
+def flood(sim: Simulation, chance: random.Random, arrivals: Flood, *, unloads: bool = True) -> None:
+    """Endless arrivals, mostly for one model, for as long as the simulation lasts."""
+    while sim.now < HORIZON:
+        for _ in range(int(arrivals.requests + chance.random())):
+            model = chance.choice("aaaaaaabcd")
+            timeout = chance.randint(0, 60) if chance.random() < arrivals.timeouts else None
+            length = chance.randint(1, arrivals.seconds)
+            sim.submit(model, length, tokens=chance.randint(0, 3), timeout=timeout)
+        if chance.random() < arrivals.loads:
+            sim.ask_load(chance.choice(MODELS))
+        if unloads and chance.random() < arrivals.loads / 4:
+            sim.ask_unload(chance.choice(MODELS))
+        if chance.random() < arrivals.foreign:
+            sim.ask_run()
+        sim.advance(1)
+        sim.check_pending()
+
+
+@settings(max_examples=40, deadline=None, phases=PHASES)
+@given(
+    seed=st.integers(0, 2**32),
+    arrivals=floods,
+    load_wait=st.sampled_from([0, 3, 30, 120]),
+    window=st.sampled_from([0, 1, 5, 40]),
+    max_active=st.integers(1, 3),
+    load_seconds=st.sampled_from([1, 10]),
+)
+def test_every_load_begins_in_time_whatever_arrives(
+    seed: int,
+    arrivals: Flood,
+    load_wait: int,
+    window: int,
+    max_active: int,
+    load_seconds: int,
+) -> None:
+    """With memory for all: load_wait + fairness_window + the jobs ahead."""
+    sim = Simulation(
+        load_wait=load_wait,
+        fairness_window=window,
+        max_active=max_active,
+        load_seconds=load_seconds,
+        max_queue=100_000,
+    )
+    flood(sim, random.Random(seed), arrivals, unloads=False)
+    asked: dict[str, tuple[float, int]] = {}
+    ahead = 0
+    for event in sim.events:
+        subject, verb = event.kind.split(".")
+        if subject == "request" or event.job_id is None:
+            continue
+        if verb == "queued":
+            ahead += 1
+            asked[event.job_id] = (event.time, ahead - 1)
+        elif verb in ("finished", "failed", "cancelled"):
+            ahead -= 1
+        elif verb == "started":
+            time, jobs = asked[event.job_id]
+            assert event.time - time <= load_wait + window + jobs * load_seconds
+
+
+@settings(max_examples=40, deadline=None, phases=PHASES)
+@given(
+    seed=st.integers(0, 2**32),
+    arrivals=floods,
+    load_wait=st.sampled_from([0, 3, 30, 120]),
+    window=st.sampled_from([0, 1, 5, 40]),
+    max_active=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 8), min_size=4, max_size=4),
+    budget=st.integers(12, 16),
+    raises=st.booleans(),
+)
+def test_a_load_without_memory_waits_only_for_what_was_there_before(
+    seed: int,
+    arrivals: Flood,
+    load_wait: int,
+    window: int,
+    max_active: int,
+    sizes: list[int],
+    budget: int,
+    raises: bool,
+) -> None:
+    sim = Simulation(
+        sizes={m: Footprint(s) for m, s in zip(MODELS, sizes, strict=True)},
+        budget=budget,
+        load_wait=load_wait,
+        fairness_window=window,
+        on_load_deadline="raise" if raises else "pause",
+        max_active=max_active,
+        max_queue=100_000,
+    )
+    flood(sim, random.Random(seed), arrivals)
+    for _ in range(3):  # and what is there when the flood ends, ends well
+        sim.advance(1)
+    sim.finish(most=100_000)
+
+
+@pytest.mark.parametrize("window", [1, 5, 20])
+def test_the_bound_is_reached(window: int) -> None:
+    """It is no looser than it needs to be."""
+    sim = Simulation(load_wait=30, fairness_window=window, load_seconds=10)
+    sim.submit("a", 1000)
+    sim.advance(10)
+    first = sim.ask_load("b")
+    sim.advance(1)
+    second = sim.ask_load("c")  # due one second into the load of b
+    sim.advance(100)
+    assert sim.settled[first].ran and sim.settled[second].ran
+    began = {e.model: e.time for e in sim.events if e.kind == "load.started"}
+    assert began["b"] == 10 + 30
+    assert began["c"] == 11 + 30 + 9 + window
+    assert sim.longest == window
+
+
+def test_a_stream_of_loads_leaves_paused_generations_their_turns() -> None:
+    sim = Simulation(load_wait=0, fairness_window=5, load_seconds=3)
+    long = sim.submit("a", 50)
+    sim.advance(3)
+    count = 0
+    while long not in sim.ends:
+        sim.ask_load(f"m{count}")
+        count += 1
+        sim.advance(4)
+    pauses = sum(e.kind == "request.paused" for e in sim.events)
+    assert pauses == 50 / 5  # each turn is just a window long
+    sim.finish()
+
+
+def test_a_stream_of_loads_does_not_starve_a_large_request() -> None:
+    sizes = {"a": Footprint(4)} | {f"m{i}": Footprint(3) for i in range(200)}
+    sim = Simulation(sizes=sizes, budget=14, load_wait=0, fairness_window=5, load_seconds=3)
+    sim.submit("a", 40, tokens=1)
+    sim.advance(5)
+    large = sim.submit("a", 5, tokens=5)
+    for i in range(100):
+        sim.submit(f"m{i}", 2)
+        sim.advance(2)
+    assert large in sim.ends and sim.ends[large].error is None
+    assert sim.ends[large].time <= 150

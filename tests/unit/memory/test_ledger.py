@@ -1,0 +1,219 @@
+"""The memory ledger: sums, evictions, refusals. Bytes are small whole numbers here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_guarded_llm.errors import MemoryRefused
+from mlx_guarded_llm.memory import footprint as predicted
+from mlx_guarded_llm.memory.ledger import Ledger
+
+
+@dataclass
+class Footprint:
+    """Stands in for `memory.footprint.Footprint`."""
+
+    weight_bytes: int
+    per_token: int = 1
+    state_bytes: int = 0
+    prefill_per_token: int = 0
+
+    def kv_bytes(self, tokens: int) -> int:
+        return self.per_token * tokens
+
+    def prefill_bytes(self, chunk_tokens: int) -> int:
+        return self.prefill_per_token * chunk_tokens
+
+
+def ledger(budget: int, **weights: int) -> Ledger:
+    """A ledger that knows models of these weights; all are loaded."""
+    result = Ledger(budget)
+    for model, weight in weights.items():
+        result.know_model(model, Footprint(weight))  # type: ignore[arg-type]
+        result.reserve_load(model)
+    return result
+
+
+def start(room: Ledger, request_id: str, model: str, tokens: int) -> None:
+    room.know_request(request_id, model, tokens)
+    room.reserve_start(request_id, model)
+
+
+def test_weights_caches_and_the_prefix_cache_are_summed() -> None:
+    room = Ledger(100, prefix_cache_bytes=7)
+    room.know_model("a", Footprint(10, state_bytes=2))  # type: ignore[arg-type]
+    assert (room.used_bytes, room.model_bytes("a"), room.model_bytes("unknown")) == (7, 0, 0)
+    room.reserve_load("a")
+    assert room.used_bytes == 17
+    start(room, "r", "a", 5)
+    assert (room.used_bytes, room.model_bytes("a")) == (24, 17)
+    room.release_start("r")
+    room.release_start("r")  # once more is nothing
+    room.release_model("a")
+    room.release_model("a")
+    assert room.used_bytes == 7
+
+
+def test_rows_of_a_batch_are_padded_to_the_longest() -> None:
+    room = ledger(100, a=10)
+    start(room, "short", "a", 2)
+    start(room, "long", "a", 9)
+    assert room.used_bytes == 10 + 2 * 9
+
+
+def test_the_largest_prefill_peak_counts_once() -> None:
+    room = Ledger(1000, prefill_tokens=10)
+    for model, peak in (("a", 2), ("b", 3)):
+        room.know_model(model, Footprint(100, prefill_per_token=peak))  # type: ignore[arg-type]
+        room.reserve_load(model)
+    assert room.used_bytes == 200 + 30
+
+
+def test_a_load_reserves_room_for_the_first_request() -> None:
+    room = ledger(20, a=10)
+    room.know_model("b", Footprint(6))  # type: ignore[arg-type]
+    room.know_request("large", "b", 12)
+    room.know_request("small", "b", 4)
+    assert room.plan_load("b", ()) == ()
+    assert room.plan_load("b", (), "small") == ()
+    assert room.plan_load("b", (), "large") is None
+    assert room.plan_load("b", ("a",), "large") == ("a",)
+    assert room.plan_load("b", (), "unknown") == ()
+
+
+def test_what_fits_evicts_nobody() -> None:
+    room = ledger(20, a=10)
+    room.know_model("b", Footprint(10))  # type: ignore[arg-type]
+    assert room.plan_load("b", ("a",)) == ()
+    start(room, "r", "a", 0)
+    assert room.plan_start("r", "a", ()) == ()
+
+
+def test_the_least_recently_used_leave_first() -> None:
+    room = ledger(30, a=10, b=10, c=10)
+    room.know_model("d", Footprint(15))  # type: ignore[arg-type]
+    assert room.plan_load("d", ("c", "a", "b")) == ("c", "a")
+    room.know_request("r", "b", 10)
+    assert room.plan_start("r", "b", ("c", "a")) == ("c",)
+    room.know_request("s", "b", 11)
+    assert room.plan_start("s", "b", ("c",)) is None
+
+
+def test_nobody_leaves_in_vain() -> None:
+    room = ledger(20, small=2, large=12, other=6)
+    room.know_model("new", Footprint(10))  # type: ignore[arg-type]
+    assert room.plan_load("new", ("small", "large", "other")) == ("large",)
+
+
+def test_a_running_model_is_its_own_context() -> None:
+    room = ledger(20, a=10)
+    start(room, "r", "a", 4)
+    room.know_request("s", "a", 5)
+    assert room.plan_start("s", "a", ()) == ()  # two rows of five
+    room.know_request("t", "a", 6)
+    assert room.plan_start("t", "a", ()) is None
+
+
+def test_a_request_that_cannot_fit_alone_is_refused_with_numbers() -> None:
+    room = ledger(20, a=10)
+    room.know_request("r", "a", 10)
+    with pytest.raises(MemoryRefused, match="a with 11 tokens") as refused:
+        room.know_request("r", "a", 11)
+    assert (refused.value.needed_bytes, refused.value.budget_bytes) == (21, 20)
+    assert refused.value.hint
+
+
+def test_a_model_that_cannot_fit_alone_is_refused_before_it_loads() -> None:
+    room = Ledger(20, prefix_cache_bytes=5)
+    room.know_model("a", Footprint(15))  # type: ignore[arg-type]
+    room.check_model("a")
+    room.know_model("a", Footprint(16))  # type: ignore[arg-type]
+    with pytest.raises(MemoryRefused, match="GiB") as refused:
+        room.check_model("a")
+    assert refused.value.needed_bytes == 21
+
+
+def test_a_refusal_names_who_stays_and_counts_each_peak_once() -> None:
+    room = Ledger(30, prefix_cache_bytes=1, prefill_tokens=1)
+    for model, weight in (("pinned", 10), ("idle", 10), ("new", 20)):
+        room.know_model(model, Footprint(weight, prefill_per_token=2))  # type: ignore[arg-type]
+    room.reserve_load("pinned")
+    room.reserve_load("idle")
+    room.know_request("r", "new", 5)
+    error = room.refusal("new", ("idle",), "r")
+    assert error.needed_bytes == 1 + 10 + 20 + 5 + 2
+    assert "new with 5 tokens of context beside pinned needs" in str(error)
+    assert "beside" not in str(room.refusal("new", ("idle", "pinned")))
+    assert room.refusal("new", ()).needed_bytes == 1 + 10 + 10 + 20 + 2
+
+
+def test_a_forgotten_request_wants_nothing() -> None:
+    room = ledger(20, a=10)
+    room.know_request("r", "a", 10)
+    room.forget_request("r", "a")
+    room.forget_request("r", "unknown")
+    room.reserve_start("r", "a")
+    assert room.used_bytes == 10
+
+
+def test_real_footprints_are_counted_the_same_way() -> None:
+    footprint = predicted.Footprint(
+        weight_bytes=1000, kv_bytes_per_token=2, state_bytes=3, overhead_bytes=50
+    )
+    room = Ledger(10_000)
+    room.know_model("a", footprint)
+    room.reserve_load("a")
+    start(room, "r", "a", 256)
+    start(room, "s", "a", 1)
+    assert room.used_bytes == 1000 + 2 * (2 * 256 + 3) + 50
+
+
+def test_a_measured_footprint_corrects_the_estimate() -> None:
+    room = ledger(20, a=10)
+    start(room, "r", "a", 4)
+    room.know_model("a", Footprint(12))  # type: ignore[arg-type]
+    assert room.used_bytes == 16
+
+
+@given(
+    weights=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    budget=st.integers(0, 30),
+    tokens=st.integers(0, 6),
+    prefix=st.integers(0, 4),
+    data=st.data(),
+)
+def test_a_plan_fits_and_no_smaller_one_does(
+    weights: list[int], budget: int, tokens: int, prefix: int, data: st.DataObject
+) -> None:
+    room = Ledger(math.inf, prefix_cache_bytes=prefix, prefill_tokens=1)  # type: ignore[arg-type]
+    names = [f"m{i}" for i in range(len(weights))]
+    for name, weight in zip(names, weights, strict=True):
+        room.know_model(name, Footprint(weight, prefill_per_token=weight % 3))  # type: ignore[arg-type]
+    room.know_request("r", names[0], tokens)
+    for name in names[1:]:
+        room.reserve_load(name)
+    idle = data.draw(st.permutations(names[1:]))[: data.draw(st.integers(0, len(names)))]
+    room.budget_bytes = budget
+
+    def used_without(evicted: tuple[str, ...]) -> int:
+        for name in evicted:
+            room.release_model(name)
+        room.reserve_load(names[0])
+        used = room.used_bytes + tokens
+        room.release_model(names[0])
+        for name in evicted:
+            room.reserve_load(name)
+        return used
+
+    plan = room.plan_load(names[0], idle, "r")
+    if plan is None:
+        assert used_without(tuple(idle)) > budget
+        return
+    assert set(plan) <= set(idle) and used_without(plan) <= budget
+    for spared in plan:
+        assert used_without(tuple(name for name in plan if name != spared)) > budget

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_guarded_llm.errors import (
+    InvalidRequest,
+    ModelInvalid,
+    ModelNotFound,
+    ModelUnsupported,
+    PullFailed,
+)
+from mlx_guarded_llm.models import Catalog, ModelFiles, embedded, hub, locks
+from tests.unit.models.folders import make_folder
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
+    monkeypatch.delenv("MLX_GUARDED_MODELS_FILE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return Catalog(cache_dir=tmp_path / "cache")
+
+
+# ---- resolve -------------------------------------------------------------------
+
+
+def test_an_alias_then_a_folder_then_a_repository(catalog: Catalog, tmp_path: Path) -> None:
+    make_folder(tmp_path / "org" / "here")
+    assert catalog.resolve("phi3-mini").location == "mlx-community/Phi-3-mini-4k-instruct-4bit"
+    assert catalog.resolve("smollm2-135m").kind == "embedded"
+    assert catalog.resolve("org/here").location == str(tmp_path / "org" / "here")
+    assert catalog.resolve("~/org/here").location == str(tmp_path / "org" / "here")
+    assert catalog.resolve("org/elsewhere").kind == "hub"
+    assert catalog.resolve("org/elsewhere").location == "org/elsewhere"
+
+
+def test_options_override_the_alias(catalog: Catalog, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[mine]\nmodel = "org/repo"\nkv_bits = 4\nrevision = "a"')
+    spec = Catalog(aliases_file=file).resolve("mine", revision="b", kv_bits=None)
+    assert (spec.name, spec.revision, spec.kv_bits) == ("mine", "b", None)
+
+
+def test_an_unknown_name_is_an_error_with_close_matches(catalog: Catalog) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.resolve("phi3:mini-4k")
+    assert "phi3-mini" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nothing",
+        "/no/such/folder",
+        "./none",
+        "a/b/c",
+        "../x",
+        "a/..",
+        "-a/b",
+        "org/repo--x",
+        "a/b\n",
+    ],
+)
+def test_names_that_mean_nothing(catalog: Catalog, name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.resolve(name)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\0b", "x" * 5000, None, 3, b"x"])
+def test_names_that_are_none(catalog: Catalog, name: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        catalog.resolve(name)
+
+
+def test_a_very_long_file_name_is_no_crash(catalog: Catalog) -> None:
+    with pytest.raises(ModelNotFound):
+        catalog.resolve("x" * 4000)
+
+
+@given(name=st.text(max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_text_is_a_spec_or_a_typed_error(catalog: Catalog, name: str) -> None:
+    try:
+        catalog.resolve(name)
+    except (InvalidRequest, ModelNotFound, ModelUnsupported):
+        pass
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "\ud800", "a/\ud800"])
+def test_odd_names(catalog: Catalog, name: str) -> None:
+    with pytest.raises(ModelNotFound):
+        catalog.resolve(name)
+
+
+def test_a_file_is_told_what_to_do(catalog: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    with pytest.raises(ModelUnsupported, match="import_gguf"):
+        catalog.resolve(str(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"colour": 1}, {"kv_bits": 3}, {"kv_group_size": 1}, {"context_window": -1}, {"revision": 7}],
+)
+def test_wrong_options(catalog: Catalog, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        catalog.resolve("org/repo", **options)
+
+
+def test_only_repositories_have_revisions(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match="revision"):
+        catalog.resolve("smollm2-135m", revision="main")
+
+
+# ---- folders --------------------------------------------------------------------
+
+
+def test_a_folder_is_verified_and_never_fetched(catalog: Catalog, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    spec = catalog.resolve(str(folder))
+    assert catalog.ensure(spec).path == folder
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelInvalid):
+        catalog.ensure(spec)
+    with pytest.raises(ModelInvalid):
+        catalog.find(spec)
+
+
+def test_a_folder_that_went_away_is_not_found(catalog: Catalog, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    spec = catalog.resolve(str(folder))
+    folder.rename(tmp_path / "gone")
+    assert catalog.find(spec) is None
+    with pytest.raises(ModelNotFound):
+        catalog.ensure(spec)
+
+
+def test_a_users_folder_is_never_removed(catalog: Catalog, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    with pytest.raises(InvalidRequest, match="your own"):
+        catalog.remove(str(folder))
+    assert (folder / "config.json").is_file()
+
+
+# ---- what is fetched ---------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Embedded models are made by hand; the list tells how often."""
+    calls: list[str] = []
+
+    def make(name: str, cache_dir: Path, *, progress: Any = None) -> Path:
+        calls.append(name)
+        time.sleep(0.1)
+        return make_folder(embedded.folder(name, cache_dir))
+
+    monkeypatch.setattr(embedded, "make", make)
+    return calls
+
+
+def test_what_is_missing_is_fetched_once(catalog: Catalog, made: list[str]) -> None:
+    spec = catalog.resolve("smollm2-135m")
+    assert catalog.find(spec) is None
+    first = catalog.ensure(spec)
+    assert catalog.ensure(spec) == first == catalog.find(spec)
+    assert made == ["smollm2-135m"]
+
+
+def test_concurrent_threads_fetch_once(catalog: Catalog, made: list[str]) -> None:
+    spec = catalog.resolve("smollm2-135m")
+    found: list[ModelFiles] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(catalog.ensure(spec))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 8
+    assert made == ["smollm2-135m"]
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from mlx_guarded_llm.models import Catalog, embedded
+from tests.unit.models.folders import make_folder
+
+def make(name, cache_dir, *, progress=None):
+    with open(cache_dir / "calls", "a") as file:
+        file.write(name + "\\n")
+    time.sleep(0.3)
+    return make_folder(embedded.folder(name, cache_dir))
+
+embedded.make = make
+catalog = Catalog(cache_dir=Path(sys.argv[1]))
+print(catalog.ensure(catalog.resolve("smollm2-135m")).fingerprint)
+"""
+
+
+def test_concurrent_processes_fetch_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = {process.communicate(timeout=60)[0] for process in running}
+    assert len(outputs) == 1
+    assert outputs != {""}
+    assert (tmp_path / "calls").read_text().splitlines() == ["smollm2-135m"]
+
+
+def test_a_broken_embedded_model_is_made_again(catalog: Catalog, made: list[str]) -> None:
+    spec = catalog.resolve("smollm2-135m")
+    files = catalog.ensure(spec)
+    (files.path / "model.safetensors").unlink()
+    assert catalog.find(spec) is None
+    catalog.ensure(spec)
+    assert len(made) == 2
+
+
+def test_offline_fetches_nothing(catalog: Catalog, made: list[str]) -> None:
+    with pytest.raises(PullFailed, match="offline") as caught:
+        catalog.ensure(catalog.resolve("smollm2-135m"), offline=True)
+    assert caught.value.hint
+    assert made == []
+
+
+def test_offline_says_what_is_broken(catalog: Catalog, made: list[str]) -> None:
+    spec = catalog.resolve("smollm2-135m")
+    (catalog.ensure(spec).path / "model.safetensors").unlink()
+    with pytest.raises(ModelInvalid, match="no model"):
+        catalog.ensure(spec, offline=True)
+
+
+def test_the_wait_for_another_fetch_is_bounded(
+    catalog: Catalog, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LOCK_WAIT", 0.05)
+    with (
+        locks.fetch_lock(catalog.cache_dir, "embedded:smollm2-135m@None", "x"),
+        pytest.raises(PullFailed, match="locked by another fetch"),
+    ):
+        catalog.ensure(catalog.resolve("smollm2-135m"))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, made: list[str]) -> None:
+    (tmp_path / "file").touch()
+    catalog = Catalog(cache_dir=tmp_path / "file" / "cache")
+    with pytest.raises(PullFailed, match="cannot be locked"):
+        catalog.ensure(catalog.resolve("smollm2-135m"))
+
+
+def test_a_half_fetched_repository_is_fetched_again(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make_folder(tmp_path / "snapshot")
+    (snapshot / "model.safetensors").rename(tmp_path / "weights")
+    monkeypatch.setattr(hub, "cached", lambda repository, revision: snapshot)
+
+    def fetch(repository: str, revision: str | None, *, progress: Any = None) -> Path:
+        (tmp_path / "weights").rename(snapshot / "model.safetensors")
+        return snapshot
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    spec = catalog.resolve("org/repo")
+    assert catalog.find(spec) is None
+    assert catalog.ensure(spec).path == snapshot
+
+
+def test_what_a_progress_callback_raises_ends_the_call(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(name: str, cache_dir: Path, *, progress: Any = None) -> Path:
+        progress("anything")
+        raise AssertionError("not reached")
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "make", make)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.ensure(catalog.resolve("smollm2-135m"), progress=stop)
+    monkeypatch.setattr(locks, "LOCK_WAIT", 0.05)
+    with locks.fetch_lock(catalog.cache_dir, "embedded:smollm2-135m@None", "x"):
+        pass  # the lock was given back
+
+
+def test_models_on_disk_are_listed_and_removed(
+    catalog: Catalog, made: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    repositories = [
+        ("mlx-community/Phi-3-mini-4k-instruct-4bit", tmp_path / "snapshot", 7),
+        ("somebody/else", tmp_path, 8),
+    ]
+    monkeypatch.setattr(hub, "on_disk", lambda: repositories)
+    catalog.ensure(catalog.resolve("smollm2-135m"))
+    listed = {model.name: model for model in catalog.on_disk()}
+    assert set(listed) == {"phi3-mini", "smollm2-135m"}
+    assert listed["phi3-mini"].size_bytes == 7
+    size = listed["smollm2-135m"].size_bytes
+    assert catalog.remove("smollm2-135m") == size > 0
+    assert catalog.remove("smollm2-135m") == 0
+    assert catalog.find(catalog.resolve("smollm2-135m")) is None
