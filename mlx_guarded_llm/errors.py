@@ -28,7 +28,7 @@ one sentence that tells what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class GuardedLLMError(Exception):
@@ -59,7 +59,9 @@ class GuardedLLMError(Exception):
 def _rebuild(
     cls: type[GuardedLLMError], args: tuple[object, ...], state: dict[str, object]
 ) -> GuardedLLMError:
-    error = cls.__new__(cls, *args)
+    # By the base that gives the layout: MemoryError's own __new__ refuses our class.
+    base: Any = cls.__base__
+    error: GuardedLLMError = base.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error

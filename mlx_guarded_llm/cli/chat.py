@@ -13,7 +13,7 @@ from . import opening, options, report
 from .answer import follow, unfinished
 from .console import err, say, short
 from .progress import ProgressLine
-from .run import Shown
+from .shown import Shown
 from .words import size
 
 if TYPE_CHECKING:

@@ -14,13 +14,15 @@ from rich.text import Text
 
 from ..errors import GuardedLLMError, MemoryRefused
 from . import options
-from .console import out, say, write
+from .console import harmless, out, say, write
 from .words import size
 
 if TYPE_CHECKING:
     from ..models import Catalog, ModelFiles
 
-_PREFIX_SHARE = 0.05  # of the budget, which the engine keeps for prompts that begin alike
+# What the engine keeps for prompts that begin alike, as in engine/residents.py.
+_PREFIX_SHARE = 0.05
+_PREFIX_LIMIT = 4 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +63,26 @@ def models(
     """
     from ..models import Catalog
 
-    budget = _budget(memory_budget)
-    entries = list_models(Catalog(), budget, context)
+    machine = this_machine(memory_budget)
+    entries = list_models(Catalog(), machine, context)
     if as_json:
         listed = [asdict(entry) for entry in entries]
-        write(json.dumps({"budget_bytes": budget, "models": listed}, indent=2) + "\n")
+        write(json.dumps({"budget_bytes": machine.budget_bytes, "models": listed}, indent=2) + "\n")
         return
-    _show(entries, budget, context)
+    _show(entries, machine.budget_bytes, context)
 
 
-def list_models(catalog: Catalog, budget: int, context: int) -> list[Entry]:
+def list_models(catalog: Catalog, machine: Machine, context: int) -> list[Entry]:
     """Every alias, those on the disk first."""
     sizes: dict[tuple[str, str], int] = {
         (model.kind, model.location): model.size_bytes for model in catalog.on_disk()
     }
-    entries = [_entry(catalog, name, sizes, budget, context) for name in catalog.aliases()]
+    entries = [_entry(catalog, name, sizes, machine, context) for name in catalog.aliases()]
     return sorted(entries, key=lambda entry: (entry.path is None, entry.name))
 
 
 def _entry(
-    catalog: Catalog, name: str, sizes: dict[tuple[str, str], int], budget: int, context: int
+    catalog: Catalog, name: str, sizes: dict[tuple[str, str], int], machine: Machine, context: int
 ) -> Entry:
     from ..models.disk import tree_size
 
@@ -91,7 +93,7 @@ def _entry(
         files = catalog.find(spec)
         if files is None:
             return Entry(name=name, kind=kind, location=location)
-        needed = memory_needed(files, context)
+        needed = memory_needed(files, machine, context)
     except GuardedLLMError as error:
         return Entry(name=name, kind=kind or "folder", location=location, error=str(error))
     on_disk = sizes.get((kind, location))
@@ -103,16 +105,16 @@ def _entry(
         size_bytes=tree_size(Path(location)) if on_disk is None else on_disk,
         context_window=files.context_window,
         memory_bytes=needed,
-        fits=needed <= budget * (1 - _PREFIX_SHARE),
+        fits=needed <= machine.room_bytes,
     )
 
 
-def memory_needed(files: ModelFiles, context: int) -> int:
+def memory_needed(files: ModelFiles, machine: Machine, context: int) -> int:
     """Bytes for the weights, a KV cache of `context` tokens and a prefill, by the ledger."""
     from ..memory.footprint import predict
     from ..memory.ledger import Ledger
 
-    nothing = Ledger(0)
+    nothing = Ledger(0, prefill_tokens=machine.prefill_tokens)
     nothing.know_model("it", predict(files))
     try:
         nothing.know_request("one", "it", min(context, files.context_window))
@@ -121,16 +123,36 @@ def memory_needed(files: ModelFiles, context: int) -> int:
     return 0
 
 
-def _budget(given: str | None) -> int:
-    if given is not None:
-        from ..backend.backend import _bytes
+@dataclass(frozen=True)
+class Machine:
+    """What the engine would work with here.
 
-        return _bytes("memory_budget", given, 1)
+    Attributes:
+        budget_bytes: for all models together.
+        prefill_tokens: that one prefill step computes at once.
+    """
+
+    budget_bytes: int
+    prefill_tokens: int
+
+    @property
+    def room_bytes(self) -> int:
+        """What is left beside the cache of prompts that begin alike."""
+        return self.budget_bytes - int(min(self.budget_bytes * _PREFIX_SHARE, _PREFIX_LIMIT))
+
+
+def this_machine(memory_budget: str | None) -> Machine:
+    """The device's own numbers, or the budget that was given."""
     import mlx.core as mx
 
+    from ..backend.backend import _bytes
     from ..memory.budget import default_budget
 
-    return default_budget(mx.device_info())
+    given = None if memory_budget is None else _bytes("memory_budget", memory_budget, 1)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return Machine(
+        default_budget(mx.device_info()) if given is None else given, 512 if on_cpu else 2048
+    )
 
 
 def _show(entries: list[Entry], budget: int, context: int) -> None:
@@ -142,6 +164,9 @@ def _show(entries: list[Entry], budget: int, context: int) -> None:
             f"{size(budget)}."
         )
         say(out(), Text(note, style="dim"))
+        for entry in here:
+            if entry.error:
+                say(out(), Text(f"broken: {harmless(entry.error)}", style="red"))
     else:
         out().print("No model is on the disk.")
     table = Table.grid(padding=(0, 3))
@@ -162,7 +187,7 @@ def _table_of_fetched(entries: list[Entry]) -> Table:
     table.add_column("from", style="dim", overflow="ellipsis", no_wrap=True)
     for column in ("on disk", "context", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("fits", no_wrap=True)
+    table.add_column("fits", no_wrap=True, min_width=6)
     for entry in entries:
         table.add_row(
             entry.name,

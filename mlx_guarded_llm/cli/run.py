@@ -12,11 +12,12 @@ from rich.text import Text
 
 from ..errors import InvalidRequest
 from ..params import SamplingParams
-from ..results import Chunk, Result
+from ..results import Result
 from . import opening, options, report
 from .answer import as_json, follow, guard_lines, unfinished
-from .console import err, harmless, out, say, write
+from .console import err, say, write
 from .progress import ProgressLine
+from .shown import Shown
 
 
 def run(
@@ -71,14 +72,13 @@ def run(
         "min_p": min_p,
         "stop": tuple(stop or ()),
     }
+    conversation = messages(question, system, raw=raw)
     with (
         ProgressLine(model) as progress,
         opening.open_backend(load_wait=load_wait, memory_budget=memory_budget) as backend,
     ):
         shown = Shown(progress, quiet=as_json_)
-        stream = backend.stream(
-            model, messages(question, system, raw=raw), on_progress=progress.update, **asked
-        )
+        stream = backend.stream(model, conversation, on_progress=progress.update, **asked)
         try:
             result = follow(backend, stream, shown.show)
         finally:
@@ -110,43 +110,6 @@ def messages(question: str, system: str | None, *, raw: bool = False) -> str | l
             hint="Give one of the two.",
         )
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
-
-
-class Shown:
-    """An answer on stdout. On a terminal the thinking stands before it, dimmed.
-
-    Args:
-        progress: taken away at the first piece of text.
-        quiet: show nothing.
-    """
-
-    def __init__(self, progress: ProgressLine, *, quiet: bool = False) -> None:
-        self._progress = progress
-        self._quiet = quiet
-        self._ends_line = True
-        self._thinking = False
-
-    def show(self, chunk: Chunk) -> None:
-        """Write the next piece."""
-        if self._quiet:
-            return
-        if chunk.reasoning and out().is_terminal:
-            self._progress.close()
-            self._thinking = True
-            out().print(Text(harmless(chunk.reasoning), style="dim"), end="", soft_wrap=True)
-        if chunk.text:
-            self._progress.close()
-            if self._thinking:
-                out().print("\n")
-                self._thinking = False
-            write(chunk.text)
-            self._ends_line = chunk.text.endswith("\n")
-
-    def end(self) -> None:
-        """Leave the cursor at the beginning of a line."""
-        self._progress.close()
-        if not self._ends_line or self._thinking:
-            write("\n")
 
 
 def _tell(result: Result, *, show_guard: bool, story: str) -> None:

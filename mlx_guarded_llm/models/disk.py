@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import PullFailed
@@ -37,14 +38,18 @@ def disk_full(folder: Path, name: str, *, needed: int | None, free: int) -> Pull
     )
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, says that the disk is full."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what caused it, and so on to the first."""
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+        yield link
         link = link.__cause__ or link.__context__
-    return False
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, says that the disk is full."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return any(isinstance(link, OSError) and link.errno in full for link in causes(error))
 
 
 def free_bytes(folder: Path) -> int:

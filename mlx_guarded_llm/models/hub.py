@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import GuardedLLMError, ModelNotFound, ModelUnsupported, PullFailed
-from .disk import disk_full, free_bytes, is_disk_full, require_space, tree_size
+from .disk import causes, disk_full, free_bytes, is_disk_full, require_space, tree_size
 from .spec import OnProgress, Progress
 
 # Weights as safetensors, JSON and tokenizers; no code and no pickles, ever.
@@ -192,52 +192,50 @@ def _typed(
 ) -> GuardedLLMError:
     from huggingface_hub import errors as hf
 
+    # A dry run or a missing cache entry may wrap the error that tells the reason.
+    links = list(causes(error))
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in links)
+
     # The order matters: a gated repository is a kind of one that was not found.
-    if isinstance(error, hf.GatedRepoError):
+    if is_any(hf.GatedRepoError):
         return PullFailed(
             f"{repository} is gated and you have no access.",
             hint=f"Accept its terms at https://huggingface.co/{repository}, then `hf auth login`.",
         )
-    if isinstance(error, hf.RepositoryNotFoundError | hf.HFValidationError):
+    if is_any(hf.RepositoryNotFoundError, hf.HFValidationError):
         return ModelNotFound(
             f"there is no repository {repository} on the Hugging Face hub.",
             hint="Check the spelling; if it is private, run `hf auth login`.",
         )
-    if isinstance(error, hf.RevisionNotFoundError):
+    if is_any(hf.RevisionNotFoundError):
         return ModelNotFound(
             f"{repository} has no revision {revision!r}.",
             hint="Check the branch, tag or commit.",
         )
     if is_disk_full(error):
         return disk_full(storage, repository, needed=None, free=free_bytes(storage))
-    if isinstance(error, PermissionError):
+    if is_any(PermissionError):
         return PullFailed(
-            f"{repository} cannot be written to {storage}: {error.strerror}.",
+            f"{repository} cannot be written to {storage}.",
             hint="Make the folder writable, or set HF_HOME to one that is.",
         )
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return PullFailed(
-            f"the Hugging Face hub answered {status} for {repository}.",
-            hint="Try again later.",
-        )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if _is_offline(error):
+    if is_any(hf.OfflineModeIsEnabled):
         return PullFailed(
             f"{repository} is not on disk and the network is off (HF_HUB_OFFLINE).",
             hint="Unset HF_HUB_OFFLINE and fetch it once.",
         )
+    responses = (getattr(link, "response", None) for link in links)
+    status = next((response.status_code for response in responses if response is not None), None)
+    if status is not None:
+        return PullFailed(
+            f"the Hugging Face hub answered {status} for {repository}.",
+            hint="Try again later; what arrived is kept.",
+        )
+    # The first cause says more than what was made of it on the way.
+    reason = (str(links[-1]).strip() or type(error).__name__).splitlines()[0]
     return PullFailed(
-        f"{repository} could not be fetched: {reason}",
+        f"{repository} could not be fetched: {reason}.",
         hint="Check the network and try again; what arrived is kept.",
     )
-
-
-def _is_offline(error: BaseException | None) -> bool:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

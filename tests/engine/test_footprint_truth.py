@@ -110,6 +110,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mamba2": {
         "model_type": "mamba2",
+        "intermediate_size": 128,
         "vocab_size": 50,
         "hidden_size": 64,
         "num_heads": 4,

@@ -16,7 +16,7 @@ from tests.engine._scripts import Ended, run_script
 
 pytestmark = pytest.mark.slow
 
-TEXT = "The quick brown fox jumps over the lazy dog, which is asleep."
+TEXT = "The quick brown fox."
 WITNESS = {"MLX_GUARDED_WITNESS": "1"}
 
 
@@ -42,9 +42,9 @@ kinds, ends = Counter(), Counter()
 
 def act(chance, backend, number):
     """A few random calls, one after the other."""
-    for n in range(chance.randrange(1, 4)):
-        time.sleep(chance.uniform(0, 0.02))
-        model, tokens = chance.choice(models), chance.randrange(1, 25)
+    for n in range(chance.randrange(1, 3)):
+        time.sleep(chance.uniform(0, 0.01))
+        model, tokens = chance.choice(models), chance.randrange(1, 16)
         name = f"{id(backend)}-{number}-{n}"
         try:
             what = chance.choice(ACTIONS)
@@ -61,7 +61,7 @@ def cancelled(chance, backend, model, tokens, name):
     timer = threading.Timer(chance.uniform(0, 0.05), backend.cancel, [name])
     timer.start()
     try:
-        return backend.generate(model, "Hello", max_tokens=100, request_id=name).finish_reason
+        return backend.generate(model, "Hello", max_tokens=40, request_id=name).finish_reason
     finally:
         timer.join()
 
@@ -71,7 +71,7 @@ def stream(chance, backend, model, tokens, name):
     return "streamed"
 
 def timed_out(chance, backend, model, tokens, name):
-    backend.generate(model, "Hello", max_tokens=200, timeout=chance.uniform(0, 0.1))
+    backend.generate(model, "Hello", max_tokens=60, timeout=chance.uniform(0, 0.05))
     return "in time"
 
 def load(chance, backend, model, tokens, name):
@@ -135,8 +135,9 @@ print(json.dumps({"seen": rail.current().seen, "kinds": kinds, "ends": ends}))
 '''
 
 
+@pytest.mark.timeout(400)
 def test_random_schedules(models: tuple[str, ...], tmp_path: Path) -> None:
-    ended = run_script(tmp_path, SCHEDULES, *models, TEXT, "300", env=WITNESS, timeout=100)
+    ended = run_script(tmp_path, SCHEDULES, *models, TEXT, "300", env=WITNESS, timeout=390)
     assert ended.code == 0, ended.err
     assert "MLXGuardedWitness" not in ended.err
     report = json.loads(ended.out)
@@ -145,7 +146,7 @@ def test_random_schedules(models: tuple[str, ...], tmp_path: Path) -> None:
     assert min(seen[kind] for kind in ("load", "step", "unload", "foreign")) > 50, seen
     assert kinds["load.deferred"] > 20, kinds
     assert kinds["request.paused"] > 20, kinds
-    assert kinds["request.paused"] == kinds["request.resumed"] or kinds["engine.stopped"], kinds
+    assert kinds["engine.stopped"] == kinds["engine.started"] >= 300, kinds
     assert min(ends[end] for end in ("stop", "length", "cancelled", "RequestTimeout")) > 5, ends
     assert "EngineDied" not in ends and "GenerationFailed" not in ends, ends
 
@@ -221,7 +222,7 @@ def test_a_load_beside_the_library_ends_it(models: tuple[str, ...], tmp_path: Pa
     ended = incident(tmp_path, models, "beside")
     assert ended.code == -signal.SIGABRT, ended.err
     assert "-[MLXGuardedWitness enter:]: failed assertion 'load of phi3 on Thread-" in ended.err
-    assert "of deepseek-r1" in ended.err and "on mlx-guarded-mlx'" in ended.err
+    assert "deepseek-r1 on mlx-guarded-mlx'" in ended.err
 
 
 def test_as_it_is_it_lives(models: tuple[str, ...], tmp_path: Path) -> None:

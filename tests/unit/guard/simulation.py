@@ -360,6 +360,7 @@ class Simulation:
             leaving = set(book.running.leaving) if book.running else set()
             freed = sum(self.ledger.model_bytes(name) for name in leaving)
             assert self.ledger.used_bytes - freed <= self.ledger.budget_bytes
+            assert set(self.ledger._running) == set(self.generations)
             loading = {self.job.model} if isinstance(self.job, Load) else set()
             for name in self.sizes:
                 counted = self.ledger.model_bytes(name) > 0

@@ -407,6 +407,30 @@ def test_a_large_request_has_idle_models_leave_in_its_own_place() -> None:
     assert sim.ends[running].error is None and sim.settled[later].error is None
 
 
+def test_an_eviction_takes_the_place_of_its_request_before_later_jobs() -> None:
+    sim = resident("a", "b", sizes=SMALL, budget=12)
+    sim.submit("a", 30, tokens=2)
+    sim.submit("b", 5, tokens=1)
+    large = sim.submit("a", 5, tokens=4)  # b is busy: nothing to evict yet
+    load = sim.ask_load("c")
+    assert [job.kind for job in sim.book.jobs.values()] == ["load"]
+    sim.advance(5)
+    assert [job.kind for job in sim.book.jobs.values()] == ["unload", "load"]
+    sim.finish()
+    assert sim.ends[large].error is None and sim.settled[load].error is None
+
+
+def test_a_load_does_not_evict_a_model_that_an_older_request_waits_for() -> None:
+    sizes = {"a": Footprint(4), "x": Footprint(1), "y": Footprint(4)}
+    sim = resident("a", "x", sizes=sizes, budget=12, load_wait=20)
+    sim.submit("a", 100, tokens=4)
+    large = sim.submit("x", 5, tokens=8)
+    later = sim.submit("y", 5)
+    sim.finish()
+    assert sim.ends[large].time < sim.ends[later].time
+    assert loads(sim) == ["a", "x", "y"]
+
+
 def test_an_eviction_that_is_not_needed_any_more_is_dropped() -> None:
     sim = resident("a", "b", sizes=SMALL, budget=12)
     running = sim.submit("a", 10, tokens=3)
@@ -648,7 +672,10 @@ def test_keep_alive_pauses_nobody_and_spares_the_pinned() -> None:
     sim.finish()
     start = sim.now
     sim.submit("c", 100)
-    sim.advance(100)
+    sim.advance(50)
+    sim.submit("c", 10)
+    assert not sim.book.jobs
+    sim.advance(50)
     assert "paused" not in kinds(sim, "request")
     assert isinstance(sim.job, Unload) and sim.job.model == "b" and sim.now == start + 100
     sim.advance(100)
@@ -728,9 +755,10 @@ def test_a_deadline_that_has_passed_already_starts_nothing() -> None:
 
 def test_the_deadline_of_an_ended_request_does_not_end_its_namesake() -> None:
     sim = resident("a")
+    sim.submit("a", 18, timeout=19)
     sim.submit("a", 5, timeout=20, name="same")
-    sim.finish()
-    sim.ends.clear()
+    sim.advance(5)
+    del sim.ends["same"]
     sim.submit("a", 50, name="same")
     sim.advance(40)
     assert "same" in sim.generations
@@ -788,7 +816,10 @@ def test_close_takes_back_what_waits_and_stops_what_runs() -> None:
     sim.close()
     sim.finish()
     assert isinstance(sim.ends[running].error, BackendClosed)
-    assert sim.guard.next_deadline() is None  # keep_alive is the owner's no longer
+    sim.advance(100)
+    sim.do(sim.guard.tick(sim.now))
+    assert sim.residents  # they are the owner's to drop
+    assert sim.guard.quiet and sim.guard.next_deadline() is None
 
 
 def test_close_with_an_error_gives_it_to_everybody() -> None:

@@ -1,0 +1,35 @@
+"""Half a minute of the soak, so that it cannot rot and a gross fault shows at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_half_a_minute_of_the_soak(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/soak.py", "--minutes", "0.4", "--seed", "7"]
+    finished = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+        cwd=ROOT,
+        env={**os.environ, "MLX_GUARDED_CACHE_DIR": str(tmp_path)},
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    summary = re.search(r"^soak: ok: (\d+) operations, (\d+) periods", finished.stdout, re.M)
+    assert summary is not None, finished.stdout
+    assert int(summary[1]) > 20 and int(summary[2]) > 1
+    saw = re.search(r"the witness saw (.*)", finished.stdout)
+    assert saw is not None
+    for kind in ("loads", "steps", "unloads", "foreigns"):
+        assert kind in saw[1]
