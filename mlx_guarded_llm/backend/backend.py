@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from ..engine.protocol import EngineOptions
-from ..errors import BackendClosed, InvalidRequest, RequestTimeout
+from ..errors import BackendClosed, InvalidRequest
 from ..guard import LoadDeadline
 from ..models import Catalog, ModelSpec, OnProgress
 from ..params import SamplingParams
@@ -23,14 +22,13 @@ from ..request import PromptRequest
 from ..results import Result
 from .calls import AsyncStream, Gathered, Put, Stream
 from .dispatcher import Dispatcher
+from .options import byte_size, count, seconds, sort_options
+from .waiting import await_, wait
 from .work import Job, ModelInfo, Request
 
 T = TypeVar("T")
 
-FOREVER = 1e9  # seconds; clocks and locks refuse infinity
 CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
-_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-_UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
 _ids = itertools.count(1)
 
 
@@ -100,30 +98,30 @@ class Backend:
                 f"on_load_deadline is {on_load_deadline!r}; it must be 'pause' or 'raise'."
             )
         self.isolation = isolation
-        self.timeout = _seconds("timeout", timeout)
+        self.timeout = seconds("timeout", timeout)
         self._catalog = catalog or Catalog()
-        self._record = Record(_count("record_size", record_size))
+        self._record = Record(count("record_size", record_size))
         self._owner = os.getpid()
         self._dispatcher = Dispatcher(
             guard={
-                "load_wait": _seconds("load_wait", load_wait),
-                "fairness_window": _seconds("fairness_window", fairness_window),
+                "load_wait": seconds("load_wait", load_wait),
+                "fairness_window": seconds("fairness_window", fairness_window),
                 "on_load_deadline": on_load_deadline,
-                "max_queue": _count("max_queue", max_queue),
-                "max_active": _count("max_active", max_active),
-                "keep_alive": None if keep_alive is None else _seconds("keep_alive", keep_alive),
+                "max_queue": count("max_queue", max_queue),
+                "max_active": count("max_active", max_active),
+                "keep_alive": None if keep_alive is None else seconds("keep_alive", keep_alive),
             },
             engine=EngineOptions(
                 max_active=max_active,
                 memory_budget=None
                 if memory_budget is None
-                else _bytes("memory_budget", memory_budget, 1),
+                else byte_size("memory_budget", memory_budget, 1),
                 prefill_step_size=None
                 if prefill_step_size is None
-                else _count("prefill_step_size", prefill_step_size),
+                else count("prefill_step_size", prefill_step_size),
                 prefix_cache_bytes=None
                 if prefix_cache is None
-                else _bytes("prefix_cache", prefix_cache, 0),
+                else byte_size("prefix_cache", prefix_cache, 0),
             ),
             catalog=self._catalog,
             offline=offline,
@@ -168,7 +166,7 @@ class Backend:
         identity = self._submit(
             gathered.put, model, prompt, timeout, request_id, on_progress, options
         )
-        return _wait(gathered.future, lambda: self.cancel(identity))
+        return wait(gathered.future, lambda: self.cancel(identity))
 
     def stream(
         self,
@@ -206,7 +204,7 @@ class Backend:
         identity = self._submit(
             gathered.put, model, prompt, timeout, request_id, on_progress, options
         )
-        return await _await(gathered.future, lambda: self.cancel(identity))
+        return await await_(gathered.future, lambda: self.cancel(identity))
 
     def astream(
         self,
@@ -256,7 +254,7 @@ class Backend:
             GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
         """
         job = self._ask_load(model, pin, on_progress, options)
-        info: ModelInfo = _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        info: ModelInfo = wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
         return info
 
     async def aload(
@@ -270,7 +268,7 @@ class Backend:
     ) -> ModelInfo:
         """As `load`, without blocking the event loop."""
         job = self._ask_load(model, pin, on_progress, options)
-        info: ModelInfo = await _await(
+        info: ModelInfo = await await_(
             job.future, lambda: self._drop_job(job), self._timeout(timeout)
         )
         return info
@@ -282,12 +280,12 @@ class Backend:
             Whether there was anything to unload.
         """
         job = self._ask("unload", spec=self._resolve(model, **options))
-        return bool(_wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
+        return bool(wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
 
     async def aunload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
         """As `unload`, without blocking the event loop."""
         job = self._ask("unload", spec=self._resolve(model, **options))
-        return bool(await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
+        return bool(await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
 
     def models(self) -> list[ModelInfo]:
         """Every model that is resident or wanted, by name."""
@@ -320,7 +318,7 @@ class Backend:
             InvalidRequest: it returned an `mx.array`.
         """
         job = self._ask("run", key=label, fn=fn)
-        value: T = _wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        value: T = wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
         return value
 
     async def arun(
@@ -328,7 +326,7 @@ class Backend:
     ) -> T:
         """As `run`, without blocking the event loop."""
         job = self._ask("run", key=label, fn=fn)
-        value: T = await _await(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        value: T = await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout))
         return value
 
     # ---- the record -----------------------------------------------------------------------
@@ -416,7 +414,7 @@ class Backend:
         options: dict[str, Any],
     ) -> str:
         self._check_open()
-        sampling, prompting = _sort_options(options)
+        sampling, prompting = sort_options(options)
         params = SamplingParams(**sampling)
         now = time.monotonic()
         request = Request(
@@ -459,7 +457,7 @@ class Backend:
         return self._dispatcher.call(function).result(CLOSE_GRACE)
 
     def _timeout(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else _seconds("timeout", timeout)
+        return self.timeout if timeout is None else seconds("timeout", timeout)
 
     def _check_open(self) -> None:
         if self._owner != os.getpid():
@@ -471,80 +469,5 @@ class Backend:
             raise BackendClosed("the backend is closed.", hint="Make a new Backend().")
 
 
-def _wait(future: Future[T], give_up: Callable[[], None], timeout: float | None = None) -> T:
-    try:
-        return future.result(timeout)
-    except BaseException as error:  # KeyboardInterrupt and a timeout included
-        if future.done():
-            if isinstance(error, TimeoutError):
-                return future.result()  # its own, or it came at the last moment
-            raise
-        give_up()
-        if isinstance(error, TimeoutError):
-            raise _too_long(timeout) from None
-        raise
-
-
-async def _await(
-    future: Future[T], give_up: Callable[[], None], timeout: float | None = None
-) -> T:
-    try:
-        async with asyncio.timeout(timeout):
-            return await asyncio.wrap_future(future)
-    except BaseException as error:  # CancelledError and a timeout included
-        if future.done():
-            if isinstance(error, TimeoutError):
-                return future.result()  # its own, or it came at the last moment
-            raise
-        give_up()
-        if isinstance(error, TimeoutError):
-            raise _too_long(timeout) from None
-        raise
-
-
-def _too_long(timeout: float | None) -> RequestTimeout:
-    return RequestTimeout(
-        f"it took longer than {timeout} s.",
-        hint="backend.events() tells what it waited for; raise timeout.",
-    )
-
-
 def _new_id(kind: str) -> str:
     return f"{kind}-{next(_ids)}"
-
-
-_SAMPLING = frozenset(SamplingParams.__dataclass_fields__)
-_PROMPTING = frozenset(PromptRequest.__dataclass_fields__) - {"prompt", "_"}
-
-
-def _sort_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    unknown = sorted(options.keys() - _SAMPLING - _PROMPTING)
-    if unknown:
-        raise InvalidRequest(
-            f"unknown option {unknown[0]!r}.",
-            hint=f"There are: {', '.join(sorted(_SAMPLING | _PROMPTING))}.",
-        )
-    sampling = {k: v for k, v in options.items() if k in _SAMPLING}
-    return sampling, {k: v for k, v in options.items() if k in _PROMPTING}
-
-
-def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise InvalidRequest(f"{name} is {value!r}; it must be a number of seconds, 0 or more.")
-    return min(float(value), FOREVER)
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidRequest(f"{name} is {value!r}; it must be an integer, 1 or more.")
-    return value
-
-
-def _bytes(name: str, value: int | str, least: int) -> int:
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
-        if match and match[2].upper() in _UNITS:
-            return _bytes(name, int(float(match[1]) * _UNITS[match[2].upper()]), least)
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return value
-    raise InvalidRequest(f'{name} is {value!r}; it must be bytes, or text such as "12GB".')

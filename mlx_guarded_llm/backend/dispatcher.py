@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import heapq
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from ..engine.engine import Engine
@@ -43,24 +40,23 @@ from ..errors import (
     GuardedLLMError,
     InvalidRequest,
     QueueFull,
-    RequestTimeout,
 )
-from ..guard import Action, Fail, Guard, Load, Settle, Start as StartAction, Stop, Timing, Unload
-from ..memory.corrections import Corrections
-from ..memory.footprint import predict
+from ..guard import Action, Fail, Guard, Load, Settle, Stop, Unload
+from ..guard import Start as StartAction
 from ..memory.ledger import Ledger
 from ..models import Catalog, ModelFiles, ModelSpec
 from ..models.spec import OnProgress, Progress
 from ..record import Event, Record
-from ..results import Chunk, Provenance
-from .fetching import Warmer, fetch
+from ..results import Chunk
+from .library import Found, Library
+from .loop import Loop
 from .work import Job, ModelInfo, Request, model_infos
 
 logger = logging.getLogger("mlx_guarded_llm.backend")
 
 
-class Dispatcher:
-    """See the module. Everything but `post`, `call` and `join` runs on its thread.
+class Dispatcher(Loop):
+    """See the module. All but `post`, `call` and `join` runs on its thread.
 
     Args:
         guard: arguments of the `Guard`, less room and emit.
@@ -81,62 +77,24 @@ class Dispatcher:
         record: Record,
         on_progress: OnProgress | None,
     ) -> None:
+        super().__init__("mlx-guarded-dispatch")
         self._guard_options = guard
         self._engine_options = engine
-        self._catalog = catalog
-        self._offline = offline
         self._record = record
         self._on_progress = on_progress
-        self._max_queue: int = guard["max_queue"]
-        self._corrections = Corrections(catalog.cache_dir / "measured.json")
-        self._warmer = Warmer()
+        self._limit = int(guard["max_queue"]) + 8 * int(guard["max_active"])
+        self.library = Library(catalog, offline, self.post)
+        self.ready: Ready | None = None
         self._engine: Engine | None = None
         self._guard: Guard | None = None
         self._ledger: Ledger | None = None
-        self.ready: Ready | None = None
         self._dead: GuardedLLMError | None = None
         self._until_ready: list[Callable[[], None]] = []
         self._requests: dict[str, Request] = {}
         self._puts: dict[str, Callable[..., None]] = {}  # read by the engine's threads
         self._jobs: dict[str, Job] = {}
         self._early: list[tuple[float, str]] = []  # deadlines of requests not yet guarded
-        self._files: dict[str, ModelFiles] = {}
-        self._keys: dict[ModelSpec, str] = {}
-        self._fetching: dict[str, list[Callable[[ModelFiles | GuardedLLMError], None]]] = {}
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._running = True
-        self._thread = threading.Thread(target=self._run, name="mlx-guarded-dispatch", daemon=True)
-        self._thread.start()
-
-    # ---- from any thread -----------------------------------------------------------
-
-    def post(self, call: Callable[[], None]) -> None:
-        """Have `call` run on the dispatcher's thread. Never blocks."""
-        self._inbox.put(call)
-        if not self._running:
-            self._refuse_rest()
-
-    def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """As `post`, with a future for what it returns."""
-        future: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except Exception as error:  # noqa: BLE001 - it belongs to the caller
-                future.set_exception(error)
-
-        self.post(run)
-        return future
-
-    def join(self, timeout: float) -> bool:
-        """Wait until it has ended. Returns whether it has."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+        self.start()
 
     def _report(self, report: Report) -> None:
         # Text takes the short way: no decision depends on it.
@@ -147,56 +105,28 @@ class Dispatcher:
         else:
             self.post(lambda: self._take(report))
 
-    def _refuse_rest(self) -> None:
-        """After the end: run what is still posted, which then only refuses."""
-        try:
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            return
+    # ---- the clock -------------------------------------------------------------------
 
-    # ---- the loop --------------------------------------------------------------------
+    def deadline(self) -> float | None:
+        """See `Loop.deadline`."""
+        early = self._early[0][0] if self._early else None
+        guarded = self._guard.next_deadline() if self._guard else None
+        return min((due for due in (early, guarded) if due is not None), default=None)
 
-    def _run(self) -> None:
-        while self._running:
-            try:
-                self._inbox.get(timeout=self._until_deadline())()
-            except queue.Empty:
-                pass
-            except Exception as error:
-                logger.exception("the dispatcher failed")
-                self._break(EngineDied(f"the dispatcher failed ({type(error).__name__}: {error})."))
-            try:
-                self._tick()
-            except Exception as error:
-                logger.exception("the dispatcher failed")
-                self._break(EngineDied(f"the dispatcher failed ({type(error).__name__}: {error})."))
-        self._refuse_rest()
-
-    def _until_deadline(self) -> float | None:
-        deadlines = [self._guard.next_deadline() if self._guard else None]
-        deadlines.append(self._early[0][0] if self._early else None)
-        first = min((d for d in deadlines if d is not None), default=None)
-        return None if first is None else max(0.0, first - time.monotonic())
-
-    def _tick(self) -> None:
-        now = time.monotonic()
+    def tick(self, now: float) -> None:
+        """See `Loop.tick`."""
         while self._early and self._early[0][0] <= now:
             request = self._requests.get(heapq.heappop(self._early)[1])
             if request is not None and request.expired_early(now):
-                waited = now - request.submitted
-                self._end_early(
-                    request,
-                    RequestTimeout(
-                        f"request {request.id} to {request.name} timed out after {waited:.1f} s, "
-                        f"{request.stage}.",
-                        hint="Pull the model first, or raise timeout.",
-                    ),
-                )
+                self._end_early(request, request.timeout(now))
         if self._guard is not None:
-            deadline = self._guard.next_deadline()
-            if deadline is not None and deadline <= now:
+            due = self._guard.next_deadline()
+            if due is not None and due <= now:
                 self._do(self._guard.tick(now))
+
+    def failed(self, error: Exception) -> None:
+        """See `Loop.failed`."""
+        self._break(EngineDied(f"the dispatcher failed ({type(error).__name__}: {error})."))
 
     # ---- requests ------------------------------------------------------------------------
 
@@ -223,16 +153,18 @@ class Dispatcher:
             return
         self._requests[request.id] = request
         self._puts[request.id] = request.put
-        if request.expires is not None:
-            heapq.heappush(self._early, (request.expires, request.id))
-        request.key = self._key(request.spec)
+        self._expect(request)
+        request.key = self.library.key(request.spec)
         self._with_files(request.key, request.spec, lambda found: self._fetched(request, found))
 
-    @property
-    def _limit(self) -> int:
-        return self._max_queue + int(self._guard_options["max_active"]) * 8
+    def _expect(self, request: Request) -> None:
+        """Watch its deadline until the guard does."""
+        if len(self._early) > 2 * len(self._requests) + 64:  # most have ended long ago
+            self._early = [due for due in self._early if due[1] in self._requests]
+            heapq.heapify(self._early)
+        heapq.heappush(self._early, (request.expires, request.id))
 
-    def _fetched(self, request: Request, found: ModelFiles | GuardedLLMError) -> None:
+    def _fetched(self, request: Request, found: Found) -> None:
         if request.told:
             return
         if isinstance(found, GuardedLLMError):
@@ -333,12 +265,6 @@ class Dispatcher:
             if not request.told:
                 self._end_early(request, report.error)
             return
-        usage = report.usage
-        counts = {} if usage is None else {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens,
-        }
         timing, actions = self._guard.ended(
             time.monotonic(),
             report.request_id,
@@ -346,29 +272,13 @@ class Dispatcher:
             cause=report.finish_reason or "",
             prefill=report.prefill,
             decode=report.decode,
-            **counts,
+            **report.counts,
         )
         if report.chunk is None:
             self._tell(request, report.error or request.cancelled())
         else:
-            guard = self._provenance(request, report, timing)
-            self._tell(request, report.chunk.with_guard(guard))
+            self._tell(request, report.chunk.with_guard(request.provenance(report, timing)))
         self._do(actions)
-
-    def _provenance(self, request: Request, report: Ended, timing: Timing) -> Provenance:
-        return Provenance(
-            request_id=request.id,
-            requested_model=request.name,
-            served_model=request.key,
-            fingerprint=request.fingerprint,
-            seed=request.seed,
-            queued=timing.queued + request.prepared - request.submitted,
-            deferred=timing.deferred,
-            loading=timing.loading,
-            prefill=report.prefill,
-            decode=report.decode,
-            paused=timing.paused,
-        )
 
     # ---- jobs ------------------------------------------------------------------------------
 
@@ -380,14 +290,14 @@ class Dispatcher:
         self._jobs[job.id] = job
         if job.kind == "load":
             assert job.spec is not None
-            key = job.key = self._key(job.spec)
+            key = job.key = self.library.key(job.spec)
             self._with_files(key, job.spec, lambda found: self._load_fetched(job, found))
         else:
             if job.spec is not None:
-                job.key = self._key(job.spec)
+                job.key = self.library.key(job.spec)
             self._when_ready(lambda: self._ask_guard(job))
 
-    def _load_fetched(self, job: Job, found: ModelFiles | GuardedLLMError) -> None:
+    def _load_fetched(self, job: Job, found: Found) -> None:
         if isinstance(found, GuardedLLMError):
             self._jobs.pop(job.id, None)
             job.fail(found)
@@ -469,7 +379,7 @@ class Dispatcher:
     def _begin(self, action: Any) -> None:
         paused = bool(action.paused)
         if isinstance(action, Load):
-            files = self._files[action.model]
+            files = self.library.files[action.model]
             self._send(LoadCommand(action.job_id, action.model, files, action.evict, paused))
         elif isinstance(action, Unload):
             self._send(UnloadCommand(action.job_id, action.model, paused))
@@ -502,7 +412,8 @@ class Dispatcher:
         elif isinstance(report, Moved):
             self._moved(report.model, report.request_id, report.progress)
         elif isinstance(report, Measured):
-            self._correct(report)
+            if self._ledger is not None:
+                self.library.correct(report, self._ledger)
         elif isinstance(report, Ready):
             self._on_ready(report)
         elif isinstance(report, Broken):
@@ -521,7 +432,13 @@ class Dispatcher:
         else:
             self._until_ready.append(call)
             if self._engine is None:
-                self._engine = Engine(self._report, self._engine_options)
+                self._start_engine()
+
+    def _start_engine(self) -> None:
+        try:
+            self._engine = Engine(self._report, self._engine_options)
+        except GuardedLLMError as error:
+            self._break(error.with_traceback(None))
 
     def _on_ready(self, ready: Ready) -> None:
         self.ready = ready
@@ -564,7 +481,7 @@ class Dispatcher:
     def close(self) -> None:
         """Take nothing more, tell everybody, have the engine drop its models."""
         error = BackendClosed("the backend was closed.")
-        self._warmer.stop()
+        self.library.close()
         if self._guard is not None:
             self._do(self._guard.close(time.monotonic(), error))
         self._end_all(self._dead or error)
@@ -578,7 +495,7 @@ class Dispatcher:
     def models(self) -> list[ModelInfo]:
         """Every model that is resident or wanted."""
         states = self._guard.models() if self._guard is not None else []
-        return model_infos(states, self._files, self._ledger, time.monotonic())
+        return model_infos(states, self.library.files, self._ledger, time.monotonic())
 
     def memory(self) -> tuple[int, int]:
         """Bytes promised and bytes there are."""
@@ -586,44 +503,19 @@ class Dispatcher:
             return 0, 0
         return self._ledger.used_bytes, self._ledger.budget_bytes
 
-    def _key(self, spec: ModelSpec) -> str:
-        """The one name under which everybody who means this model meets."""
-        canonical = spec.unnamed()
-        key = self._keys.get(canonical)
-        if key is None:
-            taken = set(self._keys.values())
-            key, n = spec.name, 1
-            while key in taken:
-                n += 1
-                key = f"{spec.name}#{n}"
-            self._keys[canonical] = key
-        return key
-
-    def _with_files(
-        self, key: str, spec: ModelSpec, then: Callable[[ModelFiles | GuardedLLMError], None]
-    ) -> None:
-        """Call `then` with the verified files; one fetch serves all who ask meanwhile."""
+    def _with_files(self, key: str, spec: ModelSpec, then: Callable[[Found], None]) -> None:
+        """Call `then` with the verified files of a model, or with why there are none."""
         if self._in_memory(key):
-            then(self._files[key])
+            then(self.library.files[key])
             return
-        waiting = self._fetching.setdefault(key, [])
-        waiting.append(then)
-        if len(waiting) > 1:
-            return
-
-        def found(result: ModelFiles | GuardedLLMError) -> None:
-            self.post(lambda: self._found(key, result))
 
         def progress(step: Progress) -> None:
             self.post(lambda: self._moved(key, None, step))
 
-        fetch(self._catalog, spec, self._offline, progress, found)
-
-    def _found(self, key: str, result: ModelFiles | GuardedLLMError) -> None:
-        for then in self._fetching.pop(key, ()):
-            then(result)
+        self.library.find(key, spec, progress, then)
 
     def _in_memory(self, key: str) -> bool:
+        """Resident or about to be, so that its files are known."""
         if self._guard is None:
             return False
         return any(m.name == key and (m.resident or m.load) for m in self._guard.models())
@@ -635,24 +527,8 @@ class Dispatcher:
             MemoryRefused: it cannot fit even alone.
         """
         assert self._ledger is not None
-        if self._in_memory(key):
-            return
-        self._files[key] = files
-        footprint = self._corrections.apply(files.fingerprint, predict(files))
-        self._ledger.know_model(key, footprint)
-        self._ledger.check_model(key)
-
-    def _correct(self, measured: Measured) -> None:
-        """Keep what was measured of a model, and count with it from now on."""
-        if self._ledger is not None:
-            files = self._files[measured.model]
-            self._corrections.record(
-                files.fingerprint,
-                weight_bytes=measured.weight_bytes,
-                peak_bytes=measured.peak_bytes,
-            )
-            footprint = self._corrections.apply(files.fingerprint, predict(files))
-            self._ledger.know_model(measured.model, footprint)
+        if not self._in_memory(key):
+            self.library.enter(key, files, self._ledger)
 
     def _moved(self, key: str, request_id: str | None, progress: Progress) -> None:
         listeners: list[OnProgress | None] = [self._on_progress]
@@ -672,8 +548,8 @@ class Dispatcher:
     # ---- the record ---------------------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
-        if event.kind == "load.deferred" and event.model in self._files:
-            self._warmer.warm(self._files[event.model])
+        if event.kind == "load.deferred" and event.model is not None:
+            self.library.warm(event.model)
         self._record.append(event)
 
     def _note(self, kind: Any, **details: Any) -> None:

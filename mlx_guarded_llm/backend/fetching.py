@@ -20,7 +20,9 @@ _BLOCK = 16 * 1024**2
 _WARM_SHARE = 0.5
 
 
-def fetch(catalog: Catalog, spec: ModelSpec, offline: bool, progress: OnProgress, found: Found) -> None:
+def fetch(
+    catalog: Catalog, spec: ModelSpec, offline: bool, progress: OnProgress, found: Found
+) -> None:
     """Make sure a model is on disk and sound, then call `found`, from a new thread."""
 
     def work() -> None:

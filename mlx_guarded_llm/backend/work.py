@@ -7,13 +7,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import GuardedLLMError, RequestCancelled
-from ..guard import ModelState
+from ..engine.protocol import Ended
+from ..errors import GuardedLLMError, RequestCancelled, RequestTimeout
+from ..guard import ModelState, Timing
 from ..memory.ledger import Ledger
 from ..models import ModelFiles, ModelSpec
 from ..models.spec import OnProgress
 from ..params import SamplingParams
 from ..request import PromptRequest
+from ..results import Provenance
 from .calls import Put
 
 
@@ -39,7 +41,7 @@ class Request:
     seed: int
     put: Put
     submitted: float
-    expires: float | None
+    expires: float
     on_progress: OnProgress | None = None
     key: str = ""
     fingerprint: str = ""
@@ -49,10 +51,33 @@ class Request:
     told: bool = False
     stage: str = "fetching its model"
 
+    def provenance(self, ended: Ended, timing: Timing) -> Provenance:
+        """Where its answer came from and what it waited for."""
+        return Provenance(
+            request_id=self.id,
+            requested_model=self.name,
+            served_model=self.key,
+            fingerprint=self.fingerprint,
+            seed=self.seed,
+            queued=timing.queued + self.prepared - self.submitted,
+            deferred=timing.deferred,
+            loading=timing.loading,
+            prefill=ended.prefill,
+            decode=ended.decode,
+            paused=timing.paused,
+        )
+
+    def timeout(self, now: float) -> RequestTimeout:
+        """The error when its deadline passes before the guard has it."""
+        return RequestTimeout(
+            f"request {self.id} to {self.name} timed out after {now - self.submitted:.1f} s, "
+            f"{self.stage}.",
+            hint="Pull the model first, or raise timeout.",
+        )
+
     def expired_early(self, now: float) -> bool:
         """Its deadline has passed, and the guard, which keeps deadlines, has not seen it."""
-        over = self.expires is not None and self.expires <= now
-        return over and not (self.guarded or self.told)
+        return self.expires <= now and not (self.guarded or self.told)
 
     def cancelled(self) -> RequestCancelled:
         return RequestCancelled(f"request {self.id} was cancelled before it had an answer.")

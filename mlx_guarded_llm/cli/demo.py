@@ -33,7 +33,7 @@ def demo(
     model_b: Annotated[str, typer.Option(help="The model whose load comes in between.")] = MODEL_B,
     max_tokens: Annotated[
         int, typer.Option(min=6, help="Tokens of the first answer; the second gets a third.")
-    ] = 192,
+    ] = 144,
     load_wait: options.LoadWait = 5.0,
     memory_budget: options.MemoryBudget = None,
     trace: options.Trace = None,

@@ -72,20 +72,21 @@ class LineBoard:
         for event in events:
             self._began = event.time if self._began is None else self._began
             if event.kind not in _QUIET:
-                self._flush()
+                self._flush(event.time)
                 self._print("guard", _line(event, self._parts), event.time)
 
-    def _flush(self) -> None:
+    def _flush(self, at: float) -> None:
         for label, text in self._pending.items():
-            if text.strip():
-                self._print(label, text, time.monotonic())
+            self._print(label, text, at)
             self._pending[label] = ""
 
     def _print(self, label: str, text: str, at: float) -> None:
         if text.strip():
             name = Text(self._names[label].ljust(self._margin), style=STYLES[label])
             when = seconds(at - (at if self._began is None else self._began)).rjust(7)
-            self._console.print(Text(when, style="dim"), name, "|", Text(text), soft_wrap=True)
+            self._console.print(
+                Text(when, style="dim"), name, "|", Text(text.strip()), soft_wrap=True
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +97,7 @@ class LineBoard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._flush()
+        self._flush(time.monotonic())
 
 
 def _line(event: Event, parts: Sequence[Part]) -> str:

@@ -184,10 +184,10 @@ def _show(entries: list[Entry], budget: int, context: int) -> None:
 def _table_of_fetched(entries: list[Entry]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("model", no_wrap=True, style="bold")
-    table.add_column("from", style="dim", overflow="ellipsis", no_wrap=True)
+    table.add_column("from", style="dim", overflow="ellipsis")  # alone gives way
     for column in ("on disk", "context", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("fits", no_wrap=True, min_width=6)
+    table.add_column("fits", no_wrap=True)
     for entry in entries:
         table.add_row(
             entry.name,

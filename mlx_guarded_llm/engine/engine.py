@@ -8,6 +8,7 @@ refused unless the command says that they are paused, and then nothing is in fli
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -228,17 +229,20 @@ class Engine:
             return
         lost = [g for g in self._generations.values() if g.model == resident.name]
         self._fail(lost, _failure(error))
+        error.__traceback__ = None  # its frames hold the batch
         resident.rebuild()
+        gc.collect()  # the old batch's generators must end on this thread
 
     def _die(self, error: Exception) -> None:
         """Something failed that should not: better no engine than a wrong one."""
-        logger.exception("the engine failed")
+        logger.error("the engine failed", exc_info=error)
         self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))
 
     def _break(self, error: GuardedLLMError) -> None:
         self._fail(self._generations.values(), error)
         self._closed = True
         self._residents.clear()
+        gc.collect()  # as in `_condemn`
         self._thread.remove(self)
         self._emit(Broken(error))
 
@@ -293,6 +297,8 @@ class Engine:
         if resident is not None:
             self._residents[command.model] = resident
             self._emit(Measured(command.model, weight_bytes=resident.nbytes))
+        else:
+            self._preparer.forget_tokenizer(command.model)
         details = {
             "seconds": time.monotonic() - began,
             "bytes": resident.nbytes if resident else 0,

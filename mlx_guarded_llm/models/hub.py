@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import GuardedLLMError, ModelNotFound, ModelUnsupported, PullFailed
 from .disk import causes, disk_full, free_bytes, is_disk_full, require_space, tree_size
@@ -64,7 +65,13 @@ def fetch(repository: str, revision: str | None, *, progress: OnProgress | None 
 
     storage = _storage(repository)
     with _typed_errors(repository, revision, storage):
-        plan = snapshot_download(repository, revision=revision, allow_patterns=ALLOW, dry_run=True)
+        plan = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=ALLOW,
+            tqdm_class=_silent_bar(),
+            dry_run=True,
+        )
     if not any(file.filename.endswith(".safetensors") for file in plan):
         raise ModelUnsupported(
             f"{repository} has no model*.safetensors; other weights are not read.",
@@ -95,7 +102,14 @@ def _download(repository: str, revision: str | None, report: Callable[[], int]) 
 
     def work() -> None:
         try:
-            outcome.put(snapshot_download(repository, revision=revision, allow_patterns=ALLOW))
+            outcome.put(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=ALLOW,
+                    tqdm_class=_silent_bar(),
+                )
+            )
         except BaseException as error:  # it is raised again in the caller's thread
             outcome.put(error)
 
@@ -168,6 +182,17 @@ def remove(repository: str, revision: str | None) -> int:
             hint="Delete it with `hf cache rm`.",
         ) from error
     return strategy.expected_freed_size
+
+
+def _silent_bar() -> type[Any]:
+    """A progress bar that draws nothing: progress goes to the caller's callback."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class SilentBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return SilentBar
 
 
 def _storage(repository: str) -> Path:

@@ -86,9 +86,7 @@ def aliases(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def _made_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[..., Path]
-) -> MakeModel:
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[..., Path]) -> MakeModel:
     made: dict[str, str] = {}
 
     def folder(*arguments: Any, **options: Any) -> str:

@@ -74,9 +74,7 @@ class TestQuantisedCache:
         assert ours.finish_reason == "length" and ours.usage.completion_tokens == 20
 
     def test_it_changes_the_answer(self, backend: Backend) -> None:
-        texts = {
-            backend.generate(name, "Hello", max_tokens=40).text for name in ("whole", "four")
-        }
+        texts = {backend.generate(name, "Hello", max_tokens=40).text for name in ("whole", "four")}
         assert len(texts) == 2
 
     def test_both_resident_as_two_models(self, backend: Backend) -> None:

@@ -36,8 +36,7 @@ def by_with(stream: Stream) -> None:
 
 def by_an_error(stream: Stream) -> None:
     with pytest.raises(ZeroDivisionError), stream:
-        next(stream)
-        raise ZeroDivisionError
+        assert next(stream) and 1 / 0
 
 
 def by_nothing(stream: Stream) -> None:
@@ -197,7 +196,7 @@ class TestTimeouts:
         backend = make_backend(
             timeout=timeout, load_wait=timeout, keep_alive=timeout, fairness_window=timeout
         )
-        assert backend.load(tiny(), timeout=timeout)
+        assert backend.load(tiny(), timeout=timeout).name == tiny()
         assert backend.generate(tiny(), "Hello", max_tokens=4, timeout=timeout).text
         assert backend.run(lambda: 1, timeout=timeout) == 1
 
@@ -222,8 +221,7 @@ class TestQueue:
             try:
                 ends.append(str(list(stream)[-1].finish_reason))
             except QueueFull as error:
-                assert error.hint and error.retryable and error.fallback
-                ends.append("full")
+                ends.append("full" if error.hint else "full, without a hint")
         assert ends.count("length") >= 6 and ends.count("full") >= 1
         assert ends.count("length") + ends.count("full") == 40
         assert backend.generate(tiny(), "Hello", max_tokens=4).text
@@ -241,11 +239,11 @@ class TestQueue:
 class TestClose:
     def test_everybody_is_told(self, make_backend: MakeBackend, tiny: MakeModel) -> None:
         backend = make_backend(max_active=1)
-        running, waiting, loading = (
-            backend.stream(model, "Hello", max_tokens=LONG)
-            for model in (tiny(), tiny(), tiny(seed=2))
-        )
+        running = backend.stream(tiny(), "Hello", max_tokens=LONG)
         next(running)
+        waiting, loading = (
+            backend.stream(model, "Hello", max_tokens=LONG) for model in (tiny(), tiny(seed=2))
+        )
         wait_for(backend, "load.deferred")
         assert backend.close()
         for stream in (running, waiting, loading):

@@ -316,9 +316,7 @@ class TestSampling:
         "options",
         [{"presence_penalty": 100.0}, {"frequency_penalty": 100.0}, {"repetition_penalty": 100.0}],
     )
-    def test_penalties(
-        self, backend: Backend, tiny: MakeModel, options: dict[str, Any]
-    ) -> None:
+    def test_penalties(self, backend: Backend, tiny: MakeModel, options: dict[str, Any]) -> None:
         plain: dict[str, Any] = {"max_tokens": 40, "logprobs": True}
         free = tokens_of(backend.generate(tiny(), "Hello", **plain))
         assert len({*free}) < len(free), "without a penalty this model repeats itself"
@@ -383,9 +381,7 @@ def test_progress(backend: Backend, tiny: MakeModel) -> None:
     assert load and load[-1].done == load[-1].total
 
 
-def test_a_broken_progress_callback_harms_nothing(
-    make_backend: Any, tiny: MakeModel
-) -> None:
+def test_a_broken_progress_callback_harms_nothing(make_backend: Any, tiny: MakeModel) -> None:
     def broken(step: Any) -> None:
         raise RuntimeError("the progress bar is broken")
 

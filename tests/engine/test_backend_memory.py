@@ -93,10 +93,7 @@ def test_refused_before_a_byte_is_read(
 ) -> None:
     backend = make_backend(prefix_cache=0, memory_budget=100_000)
     with pytest.raises(MemoryRefused) as caught:
-        if ask == "load":
-            backend.load(tiny())
-        else:
-            backend.generate(tiny(), "Hello", max_tokens=4)
+        backend.load(tiny()) if ask == "load" else backend.generate(tiny(), "Hello", max_tokens=4)
     assert caught.value.needed_bytes > caught.value.budget_bytes == 100_000
     assert caught.value.hint
     assert events(backend, "load.") == []

@@ -44,9 +44,7 @@ def test_the_second_turn_goes_on_from_the_first(
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "mamba"])
-def test_decoded_in_turn_too(
-    make_backend: MakeBackend, tiny: MakeModel, architecture: str
-) -> None:
+def test_decoded_in_turn_too(make_backend: MakeBackend, tiny: MakeModel, architecture: str) -> None:
     model = tiny(architecture=architecture)
     cached, fresh = turns(make_backend(), model), turns(make_backend(prefix_cache=0), model)
     assert [tokens_of(result) for result in cached] == [tokens_of(result) for result in fresh]

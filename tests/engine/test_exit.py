@@ -366,7 +366,6 @@ def test_forked_after_use(models: tuple[str, str, str], tmp_path: Path) -> None:
     assert text == TEXT
 
 
-@pytest.mark.xfail(strict=True, reason="the dispatcher calls it its own failure: EngineDied")
 def test_a_backend_made_in_a_child_forked_after_use(
     models: tuple[str, str, str], tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def import_gguf(
     require_space(folder, _written_bytes(header, dequantize=dequantize), source.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise PullFailed(
             f"{folder.parent} cannot be written: {error}.", hint="Choose another folder."

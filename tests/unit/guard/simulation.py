@@ -357,9 +357,9 @@ class Simulation:
             waits = book.find(model.load) is not None
             assert model.resident or not model.waiting or waits, "waits for a load that none runs"
         if self.ledger is not None:
-            leaving = set(book.running.leaving) if book.running else set()
-            freed = sum(self.ledger.model_bytes(name) for name in leaving)
-            assert self.ledger.used_bytes - freed <= self.ledger.budget_bytes
+            leaving = book.running.leaving if book.running else ()
+            staying = self.ledger._others("", leaving)
+            assert self.ledger._used(staying) <= self.ledger.budget_bytes
             assert set(self.ledger._running) == set(self.generations)
             loading = {self.job.model} if isinstance(self.job, Load) else set()
             for name in self.sizes:

@@ -423,7 +423,7 @@ def test_an_eviction_takes_the_place_of_its_request_before_later_jobs() -> None:
 def test_a_load_does_not_evict_a_model_that_an_older_request_waits_for() -> None:
     sizes = {"a": Footprint(4), "x": Footprint(1), "y": Footprint(4)}
     sim = resident("a", "x", sizes=sizes, budget=12, load_wait=20)
-    sim.submit("a", 100, tokens=4)
+    sim.submit("a", 100, tokens=3)
     large = sim.submit("x", 5, tokens=8)
     later = sim.submit("y", 5)
     sim.finish()

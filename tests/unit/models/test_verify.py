@@ -43,7 +43,10 @@ def test_progress_ends_at_the_whole(folder: Path) -> None:
 
 
 def _write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
 
 
 def _config(**changes: Any) -> Callable[[Path], None]:
@@ -55,7 +58,10 @@ def _remove(name: str) -> Callable[[Path], None]:
 
 
 def _rename(name: str, new: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).rename(folder / new) and None
+    def rename(folder: Path) -> None:
+        (folder / name).rename(folder / new)
+
+    return rename
 
 
 def _truncate(folder: Path) -> None:
