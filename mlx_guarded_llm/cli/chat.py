@@ -12,7 +12,6 @@ from ..params import SamplingParams
 from . import opening, options, report
 from .answer import follow, unfinished
 from .console import err, say, short
-from .progress import ProgressLine
 from .shown import Shown
 from .words import size
 
@@ -88,6 +87,8 @@ class Conversation:
 
     def load(self, model: str) -> None:
         """Make a model ready."""
+        from .progress import ProgressLine
+
         with ProgressLine(model) as progress:
             info = self._backend.load(model, on_progress=progress.update)
         _say(
@@ -110,6 +111,8 @@ class Conversation:
 
     def ask(self, question: str) -> None:
         """Show an answer. A question that got none is forgotten."""
+        from .progress import ProgressLine
+
         messages = [*self.messages, {"role": "user", "content": question}]
         with ProgressLine(self.model) as progress:
             shown = Shown(progress)

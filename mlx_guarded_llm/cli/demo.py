@@ -10,14 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ..engine import rail
 from . import opening, options, report
 from .console import err, out, say, short
-from .demo_boards import Board, LineBoard, PanelBoard
-from .demo_naive import show_naive
-from .demo_report import show_report
-from .demo_scene import Part, play
-from .fetching import ensure
 
 MODEL_A = "smollm2-135m"
 MODEL_B = "smollm2-135m-bf16"
@@ -50,7 +44,13 @@ def demo(
     mlx-guarded demo --naive           the server of the incident: it dies
     mlx-guarded demo --load-wait 120   the load waits for the whole answer[/dim]
     """
+    # Late, so that `mlx-guarded --help` stays quick.
     from ..models import Catalog
+    from .demo_boards import LineBoard, PanelBoard
+    from .demo_naive import show_naive
+    from .demo_report import show_report
+    from .demo_scene import Part, play
+    from .fetching import ensure
 
     catalog = Catalog()
     folders = [ensure(catalog, model).path for model in (model_a, model_b)]
@@ -62,12 +62,16 @@ def demo(
         Part(label="A", model=model_a, prompt=PROMPT_A, max_tokens=max_tokens),
         Part(label="B", model=model_b, prompt=PROMPT_B, max_tokens=max_tokens // 3),
     )
+    board = PanelBoard if out().is_terminal else LineBoard
     with (
         watched() as seen,
-        opening.open_backend(load_wait=load_wait, memory_budget=memory_budget) as backend,
+        # The witness watches this process, so the engine has to be in it.
+        opening.open_backend(
+            isolation="thread", load_wait=load_wait, memory_budget=memory_budget
+        ) as backend,
     ):
-        with _board(parts) as board:
-            interrupted = play(backend, parts, board, after=max_tokens // 3)
+        with board(parts, out()) as shown:
+            interrupted = play(backend, parts, shown, after=max_tokens // 3)
         timeline = backend.timeline()
         if trace is not None:
             backend.write_trace(trace)
@@ -90,6 +94,8 @@ def watched() -> Iterator[Callable[[], Mapping[str, int]]]:
     Yields:
         A function that tells how many sections of each kind the witness saw.
     """
+    from ..engine import rail
+
     os.environ[rail.WITNESS_VARIABLE] = "1"
 
     def seen() -> Mapping[str, int]:
@@ -99,10 +105,6 @@ def watched() -> Iterator[Callable[[], Mapping[str, int]]]:
         yield seen
     finally:
         del os.environ[rail.WITNESS_VARIABLE]
-
-
-def _board(parts: tuple[Part, Part]) -> Board:
-    return PanelBoard(parts, out()) if out().is_terminal else LineBoard(parts, out())
 
 
 def _intro(model_a: str, model_b: str, max_tokens: int, load_wait: float) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .progress import ProgressLine
-
 if TYPE_CHECKING:
     from ..models import Catalog, ModelFiles
 
@@ -16,5 +14,7 @@ def ensure(catalog: Catalog, name: str, *, revision: str | None = None) -> Model
     found = catalog.find(spec)
     if found is not None:
         return found
+    from .progress import ProgressLine
+
     with ProgressLine(name) as progress:
         return catalog.ensure(spec, progress=progress.update)

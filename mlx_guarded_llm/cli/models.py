@@ -145,10 +145,10 @@ def this_machine(memory_budget: str | None) -> Machine:
     """The device's own numbers, or the budget that was given."""
     import mlx.core as mx
 
-    from ..backend.backend import _bytes
+    from ..backend.options import byte_size
     from ..memory.budget import default_budget
 
-    given = None if memory_budget is None else _bytes("memory_budget", memory_budget, 1)
+    given = None if memory_budget is None else byte_size("memory_budget", memory_budget, 1)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     return Machine(
         default_budget(mx.device_info()) if given is None else given, 512 if on_cpu else 2048

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from . import options
 from .console import out
-from .fetching import ensure
 from .words import size
 
 
@@ -25,6 +24,7 @@ def pull(
     mlx-guarded pull mlx-community/Qwen3-4B-4bit --revision main[/dim]
     """
     from ..models import Catalog
+    from .fetching import ensure
 
     files = ensure(Catalog(), model, revision=revision)
     out().print(Text(str(files.path)), soft_wrap=True)

@@ -16,7 +16,6 @@ from ..results import Result
 from . import opening, options, report
 from .answer import as_json, follow, guard_lines, unfinished
 from .console import err, say, write
-from .progress import ProgressLine
 from .shown import Shown
 
 
@@ -58,6 +57,8 @@ def run(
     git diff | mlx-guarded run qwen3-4b - --system "Review this."
     mlx-guarded run smollm2-135m "Name a colour." --json | jq .guard[/dim]
     """
+    from .progress import ProgressLine  # late, as rich.progress is slow to import
+
     question = sys.stdin.read() if prompt == "-" else prompt
     if not question.strip():
         raise InvalidRequest(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 
 from ..results import Chunk
 from .console import harmless, out, write
-from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from .progress import ProgressLine
 
 
 class Shown:

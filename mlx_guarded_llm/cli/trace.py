@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ..record import overlaps, render_text
 from . import report
 from .console import out, say
-from .trace_file import read_trace
-from .verdict import overlap_lines
 
 
 def trace(
@@ -34,6 +31,10 @@ def trace(
 
     [dim]mlx-guarded demo --trace demo.json && mlx-guarded trace demo.json[/dim]
     """
+    from ..record import overlaps, render_text
+    from .trace_file import read_trace
+    from .verdict import overlap_lines
+
     timeline = read_trace(file)
     overlapped = bool(overlaps(timeline))
     out().print(render_text(timeline))

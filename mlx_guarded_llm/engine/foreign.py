@@ -18,11 +18,11 @@ def call_foreign(fn: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     """
     try:
         value = fn()
-    except BaseException as error:  # noqa: BLE001 - a SystemExit too is the caller's, not ours
+    except BaseException as error:  # a SystemExit too is the caller's: it would end the thread
         return None, _portable(error)
     if _holds_array(value):
         return None, InvalidRequest(
-            "the function returned an mx.array or a generator, which only the MLX thread may touch.",
+            "the function returned an mx.array or a generator, for the MLX thread only.",
             hint="Return plain values: array.tolist(), array.item() or numpy.array(array).",
         )
     return value, None

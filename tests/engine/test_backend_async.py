@@ -175,8 +175,9 @@ class TestTimeouts:
         await anext(stream)
         with pytest.raises(RequestTimeout):
             await backend.aload(tiny(seed=2), timeout=0.1)
-        await until(backend, "load.cancelled")
         await stream.aclose()
+        assert (await backend.agenerate(tiny(), "Hello", max_tokens=4)).text
+        assert events(backend, "load.started", model=tiny(seed=2)) == []
 
 
 async def test_async_with(make_backend: MakeBackend, tiny: MakeModel) -> None:

@@ -100,8 +100,8 @@ def test_arrays_are_refused(backend: Backend, wrap: Callable[[Any], Any]) -> Non
 
 
 def test_it_waits_for_generations(backend: Backend, tiny: MakeModel) -> None:
-    alone = backend.generate(tiny(), "Hello", max_tokens=40).text
-    stream = backend.stream(tiny(), "Hello", max_tokens=40)
+    alone = backend.generate(tiny(), "Hello", max_tokens=300).text
+    stream = backend.stream(tiny(), "Hello", max_tokens=300)
     text = next(stream).text
     assert backend.run(matrix_product) == 512
     end = wait_for(backend, "request.finished", request_id=stream.request_id)
@@ -113,8 +113,8 @@ def test_it_waits_for_generations(backend: Backend, tiny: MakeModel) -> None:
 
 def test_it_pauses_them_at_load_wait(make_backend: MakeBackend, tiny: MakeModel) -> None:
     backend = make_backend(load_wait=0)
-    alone = backend.generate(tiny(), "Hello", max_tokens=100).text
-    stream = backend.stream(tiny(), "Hello", max_tokens=100)
+    alone = backend.generate(tiny(), "Hello", max_tokens=300).text
+    stream = backend.stream(tiny(), "Hello", max_tokens=300)
     text = next(stream).text
     for _ in range(3):
         assert backend.run(matrix_product) == 512

@@ -88,9 +88,9 @@ SILENT = {
         """,
     "after errors": """
         backend = Backend()
-        for prompt in ("", "word " * 40_000):
+        for prompt, options in (("", {}), ("Hello", {"logit_bias": {10**6: 1.0}})):
             with contextlib.suppress(InvalidRequest):
-                backend.generate(TINY, prompt)
+                backend.generate(TINY, prompt, **options)
         with contextlib.suppress(ZeroDivisionError):
             backend.run(lambda: 1 / 0)
         """,
@@ -106,10 +106,9 @@ SILENT = {
         backend = Backend()
         backend.generate(TINY, "Hello", max_tokens=2)
         closers = [spawn(backend.close) for _ in range(3)]
-        assert backend.close()
         for closer in closers:
             closer.join()
-        assert backend.close()
+        until(backend.close)
         """,
     "closed inside an event loop": """
         async def main():
@@ -212,7 +211,7 @@ def test_an_error_of_the_library_is_its_last_word(
 ) -> None:
     body = """
     backend = Backend()
-    backend.generate(TINY, "word " * 40_000)
+    backend.generate(SCRIPTED, "word " * 1000)
     """
     ended = run_script(tmp_path, body, *models)
     assert ended.code == 1
@@ -281,9 +280,7 @@ def test_interrupted(moment: str, models: tuple[str, str, str], tmp_path: Path) 
     assert ended.is_clean, ended.err
 
 
-def test_after_a_caught_interrupt_all_goes_on(
-    models: tuple[str, str, str], tmp_path: Path
-) -> None:
+def test_after_a_caught_interrupt_all_goes_on(models: tuple[str, str, str], tmp_path: Path) -> None:
     body = """
     backend = Backend()
     def interrupt():
@@ -480,7 +477,16 @@ def test_under_xdist(models: tuple[str, str, str], tmp_path: Path) -> None:
     (tmp_path / "test_nested.py").write_text(textwrap.dedent(test))
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
     finished = subprocess.run(
-        [*command, "-p", "no:langsmith_plugin", "--rootdir", str(tmp_path), str(tmp_path)],
+        [
+            *command,
+            "-p",
+            "no:langsmith_plugin",
+            "-p",
+            "no:asyncio",
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -495,19 +501,17 @@ def test_under_xdist(models: tuple[str, str, str], tmp_path: Path) -> None:
     assert ended.err == ""
 
 
-@pytest.mark.xfail(strict=True, reason="a backend whose engine has left takes requests for ever")
 def test_asked_by_a_handler_of_atexit(models: tuple[str, str, str], tmp_path: Path) -> None:
     body = """
-    import atexit, faulthandler
-    faulthandler.dump_traceback_later(20, exit=True)
+    import atexit
     backend = Backend()
     def late():
         try:
             backend.generate(TINY, "Hello", max_tokens=2)
-        except BackendClosed:
-            print("closed")
+        except GuardedLLMError:
+            print("told")
     atexit.register(late)  # runs after ours
     backend.generate(TINY, "Hello", max_tokens=2)
     """
     ended = run_script(tmp_path, body, *models)
-    assert (ended.code, ended.out, ended.err) == (0, "closed\n", "")
+    assert (ended.code, ended.out, ended.err) == (0, "told\n", "")
