@@ -152,7 +152,7 @@ class Soak:
         used, _ = backend.memory()
         kept = backend._dispatcher.ready
         assert kept is not None
-        tight = int((used - kept.prefix_cache_bytes) * 1.1)
+        tight = int((used - kept.limits.prefix_cache_bytes) * 1.1)
         quick: dict[str, Any] = {"load_wait": 0.02, "fairness_window": 0.02}
         return [
             Profile(
@@ -274,9 +274,9 @@ def _left(backend: Backend) -> str:
     engine: Any = dispatcher._engine
     held: dict[str, Any] = {
         "models": [m.name for m in backend.models() if m.active or m.waiting],
-        "requests": dispatcher._requests,
-        "puts": dispatcher._puts,
-        "jobs": dispatcher._jobs,
+        "requests": dispatcher.callers.requests,
+        "puts": dispatcher.callers._puts,
+        "jobs": dispatcher.callers.jobs,
         "fetches": dispatcher.library.fetching,
     }
     if engine is not None:

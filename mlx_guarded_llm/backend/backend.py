@@ -130,7 +130,7 @@ class Backend:
         )
         self._closed = False
 
-    # ---- generating ---------------------------------------------------------------
+    # ---- generating --------------------------------------------------------------
 
     def generate(
         self,
@@ -230,7 +230,7 @@ class Backend:
         """
         self._dispatcher.post(lambda: self._dispatcher.cancel(request_id))
 
-    # ---- models ---------------------------------------------------------------------
+    # ---- models ------------------------------------------------------------------
 
     def load(
         self,
@@ -297,7 +297,7 @@ class Backend:
         used, budget = self._query(self._dispatcher.memory)
         return used, budget
 
-    # ---- foreign work -----------------------------------------------------------------
+    # ---- foreign work ------------------------------------------------------------
 
     def run(self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None) -> T:
         """Call `fn()` on the MLX thread, under the guard.
@@ -329,7 +329,7 @@ class Backend:
         value: T = await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout))
         return value
 
-    # ---- the record -----------------------------------------------------------------------
+    # ---- the record --------------------------------------------------------------
 
     def events(self) -> tuple[Event, ...]:
         """Every transition, oldest first."""
@@ -352,7 +352,7 @@ class Backend:
         """Process id of the engine's own process; None with isolation="thread"."""
         return None
 
-    # ---- the end -----------------------------------------------------------------------------
+    # ---- the end -----------------------------------------------------------------
 
     def close(self, *, timeout: float = CLOSE_GRACE) -> bool:
         """Stop everything, tell everybody who waits, and give the memory back.
@@ -401,7 +401,7 @@ class Backend:
         if not getattr(self, "_closed", True) and self._owner == os.getpid():
             self._dispatcher.post(self._dispatcher.close)
 
-    # ---- small things -----------------------------------------------------------------------------
+    # ---- small things ------------------------------------------------------------
 
     def _submit(
         self,

@@ -47,7 +47,7 @@ from ..memory.ledger import Ledger
 from ..models import Catalog, ModelFiles, ModelSpec
 from ..models.spec import OnProgress, Progress
 from ..record import Event, Record
-from ..results import Chunk
+from .callers import Callers
 from .library import Found, Library
 from .loop import Loop
 from .work import Job, ModelInfo, Request, model_infos
@@ -81,7 +81,6 @@ class Dispatcher(Loop):
         self._guard_options = guard
         self._engine_options = engine
         self._record = record
-        self._on_progress = on_progress
         self._limit = int(guard["max_queue"]) + 8 * int(guard["max_active"])
         self.library = Library(catalog, offline, self.post)
         self.ready: Ready | None = None
@@ -90,22 +89,18 @@ class Dispatcher(Loop):
         self._ledger: Ledger | None = None
         self._dead: GuardedLLMError | None = None
         self._until_ready: list[Callable[[], None]] = []
-        self._requests: dict[str, Request] = {}
-        self._puts: dict[str, Callable[..., None]] = {}  # read by the engine's threads
-        self._jobs: dict[str, Job] = {}
+        self.callers = Callers(on_progress)
         self._early: list[tuple[float, str]] = []  # deadlines of requests not yet guarded
         self.start()
 
     def _report(self, report: Report) -> None:
         # Text takes the short way: no decision depends on it.
         if isinstance(report, Delta):
-            put = self._puts.get(report.request_id)
-            if put is not None:
-                put(report.chunk)
+            self.callers.pass_on(report)
         else:
             self.post(lambda: self._take(report))
 
-    # ---- the clock -------------------------------------------------------------------
+    # ---- the clock ---------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """See `Loop.deadline`."""
@@ -116,7 +111,7 @@ class Dispatcher(Loop):
     def tick(self, now: float) -> None:
         """See `Loop.tick`."""
         while self._early and self._early[0][0] <= now:
-            request = self._requests.get(heapq.heappop(self._early)[1])
+            request = self.callers.requests.get(heapq.heappop(self._early)[1])
             if request is not None and request.expired_early(now):
                 self._end_early(request, request.timeout(now))
         if self._guard is not None:
@@ -128,14 +123,14 @@ class Dispatcher(Loop):
         """See `Loop.failed`."""
         self._break(EngineDied(f"the dispatcher failed ({type(error).__name__}: {error})."))
 
-    # ---- requests ------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
         """A new request. Its `put` is called until it has an end."""
         if self._dead is not None or not self._running:
             request.put(self._dead or BackendClosed("the backend is closed."))
             return
-        if request.id in self._requests:
+        if request.id in self.callers.requests:
             request.put(
                 InvalidRequest(
                     f"a request {request.id!r} is already under way.",
@@ -143,24 +138,23 @@ class Dispatcher(Loop):
                 )
             )
             return
-        if len(self._requests) >= self._limit:
+        if len(self.callers.requests) >= self._limit:
             request.put(
                 QueueFull(
-                    f"{len(self._requests)} requests are under way already.",
+                    f"{len(self.callers.requests)} requests are under way already.",
                     hint="Try again later, or raise max_queue.",
                 )
             )
             return
-        self._requests[request.id] = request
-        self._puts[request.id] = request.put
+        self.callers.add(request)
         self._expect(request)
         request.key = self.library.key(request.spec)
         self._with_files(request.key, request.spec, lambda found: self._fetched(request, found))
 
     def _expect(self, request: Request) -> None:
         """Watch its deadline until the guard does."""
-        if len(self._early) > 2 * len(self._requests) + 64:  # most have ended long ago
-            self._early = [due for due in self._early if due[1] in self._requests]
+        if len(self._early) > 2 * len(self.callers.requests) + 64:  # most have ended long ago
+            self._early = [due for due in self._early if due[1] in self.callers.requests]
             heapq.heapify(self._early)
         heapq.heappush(self._early, (request.expires, request.id))
 
@@ -197,7 +191,7 @@ class Dispatcher(Loop):
         )
 
     def _prepared(self, report: Prepared) -> None:
-        request = self._requests.get(report.request_id)
+        request = self.callers.requests.get(report.request_id)
         if self._guard is None or self._ledger is None:
             return  # it came after the end
         if request is None or request.told:
@@ -217,7 +211,7 @@ class Dispatcher(Loop):
 
     def cancel(self, request_id: str, error: GuardedLLMError | None = None) -> None:
         """Take a request back; unknown and ended ones are ignored."""
-        request = self._requests.get(request_id)
+        request = self.callers.requests.get(request_id)
         if request is None or request.told:
             return
         if request.guarded:
@@ -237,27 +231,10 @@ class Dispatcher(Loop):
                 cause=f"{type(error).__name__}: {error}" if error else "cancelled",
             )
         )
-        self._settle(request, error)
-
-    def _settle(self, request: Request, error: GuardedLLMError | None) -> None:
-        """The caller gets its end; the engine may still have to stop."""
-        if not request.in_engine:
-            self._requests.pop(request.id, None)
-        self._tell(request, error or request.cancelled())
-
-    def _tell(self, request: Request, item: Chunk | GuardedLLMError) -> None:
-        """Give the caller its end, once."""
-        self._puts.pop(request.id, None)
-        if request.told:
-            return
-        request.told = True
-        try:
-            request.put(item)
-        except Exception:
-            logger.exception("the caller of %s cannot be told", request.id)
+        self.callers.settle(request, error)
 
     def _ended(self, report: Ended) -> None:
-        request = self._requests.pop(report.request_id, None)
+        request = self.callers.requests.pop(report.request_id, None)
         if request is None or self._guard is None:
             return
         request.in_engine = False
@@ -275,19 +252,19 @@ class Dispatcher(Loop):
             **report.counts,
         )
         if report.chunk is None:
-            self._tell(request, report.error or request.cancelled())
+            self.callers.tell(request, report.error or request.cancelled())
         else:
-            self._tell(request, report.chunk.with_guard(request.provenance(report, timing)))
+            self.callers.tell(request, report.chunk.with_guard(request.provenance(report, timing)))
         self._do(actions)
 
-    # ---- jobs ------------------------------------------------------------------------------
+    # ---- jobs --------------------------------------------------------------------
 
     def ask(self, job: Job) -> None:
         """A load, an unload or foreign work, asked for by name."""
         if self._dead is not None or not self._running:
             job.fail(self._dead or BackendClosed("the backend is closed."))
             return
-        self._jobs[job.id] = job
+        self.callers.jobs[job.id] = job
         if job.kind == "load":
             assert job.spec is not None
             key = job.key = self.library.key(job.spec)
@@ -299,7 +276,7 @@ class Dispatcher(Loop):
 
     def _load_fetched(self, job: Job, found: Found) -> None:
         if isinstance(found, GuardedLLMError):
-            self._jobs.pop(job.id, None)
+            self.callers.jobs.pop(job.id, None)
             job.fail(found)
         else:
             self._when_ready(lambda: self._ask_load(job, found))
@@ -308,13 +285,13 @@ class Dispatcher(Loop):
         try:
             self._know(job.key, files)
         except GuardedLLMError as error:
-            self._jobs.pop(job.id, None)
+            self.callers.jobs.pop(job.id, None)
             job.fail(error)
             return
         self._ask_guard(job)
 
     def _ask_guard(self, job: Job) -> None:
-        if job.id not in self._jobs:
+        if job.id not in self.callers.jobs:
             return
         assert self._guard is not None
         now = time.monotonic()
@@ -327,13 +304,13 @@ class Dispatcher(Loop):
 
     def cancel_job(self, job_id: str) -> None:
         """Whoever waited for a job no longer does."""
-        if self._jobs.pop(job_id, None) is not None and self._guard is not None:
+        if self.callers.jobs.pop(job_id, None) is not None and self._guard is not None:
             self._do(self._guard.cancel_job(time.monotonic(), job_id))
 
     def _job_ended(self, report: JobEnded) -> None:
         if self._guard is None:
             return  # it came after the end
-        job = self._jobs.get(report.job_id)
+        job = self.callers.jobs.get(report.job_id)
         if job is not None:
             job.value = report.value
             job.error = report.error
@@ -346,7 +323,7 @@ class Dispatcher(Loop):
             )
         )
 
-    # ---- what the guard says -------------------------------------------------------------------
+    # ---- what the guard says -----------------------------------------------------
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -354,13 +331,13 @@ class Dispatcher(Loop):
                 self._send(Start(action.request_id))
             elif isinstance(action, Stop):
                 self._send(Cancel(action.request_id))
-                request = self._requests.get(action.request_id)
+                request = self.callers.requests.get(action.request_id)
                 if request is not None and action.error is not None:
-                    self._settle(request, action.error)
+                    self.callers.settle(request, action.error)
             elif isinstance(action, Fail):
                 self._failed(action)
             elif isinstance(action, Settle):
-                job = self._jobs.pop(action.job_id, None)
+                job = self.callers.jobs.pop(action.job_id, None)
                 if job is not None:
                     if job.kind == "load":
                         job.value = {info.name: info for info in self.models()}.get(job.key)
@@ -370,11 +347,11 @@ class Dispatcher(Loop):
 
     def _failed(self, action: Fail) -> None:
         self._send(Cancel(action.request_id))  # it was prepared and will not start
-        request = self._requests.get(action.request_id)
+        request = self.callers.requests.get(action.request_id)
         if request is not None:
             if self._ledger is not None:
                 self._ledger.forget_request(request.id, request.key)
-            self._settle(request, action.error)
+            self.callers.settle(request, action.error)
 
     def _begin(self, action: Any) -> None:
         paused = bool(action.paused)
@@ -384,7 +361,7 @@ class Dispatcher(Loop):
         elif isinstance(action, Unload):
             self._send(UnloadCommand(action.job_id, action.model, paused))
         else:
-            job = self._jobs.get(action.job_id)
+            job = self.callers.jobs.get(action.job_id)
             fn = job.fn if job is not None and job.fn is not None else _nothing
             self._send(Run(action.job_id, job.key if job else "", fn, paused))
 
@@ -392,7 +369,7 @@ class Dispatcher(Loop):
         assert self._engine is not None
         self._engine.send(command)
 
-    # ---- what the engine says --------------------------------------------------------------------
+    # ---- what the engine says ----------------------------------------------------
 
     def _take(self, report: Report) -> None:
         if isinstance(report, Ended):
@@ -410,7 +387,7 @@ class Dispatcher(Loop):
         elif isinstance(report, JobEnded):
             self._job_ended(report)
         elif isinstance(report, Moved):
-            self._moved(report.model, report.request_id, report.progress)
+            self.callers.moved(report.model, report.request_id, report.progress)
         elif isinstance(report, Measured):
             if self._ledger is not None:
                 self.library.correct(report, self._ledger)
@@ -443,15 +420,15 @@ class Dispatcher(Loop):
     def _on_ready(self, ready: Ready) -> None:
         self.ready = ready
         self._ledger = Ledger(
-            ready.budget_bytes,
-            prefix_cache_bytes=ready.prefix_cache_bytes,
-            prefill_tokens=ready.prefill_step_size,
+            ready.limits.budget_bytes,
+            prefix_cache_bytes=ready.limits.prefix_cache_bytes,
+            prefill_tokens=ready.limits.prefill_step_size,
         )
         self._guard = Guard(**self._guard_options, room=self._ledger, emit=self._emit)
         self._note(
             "engine.started",
             device=ready.device.get("device_name"),
-            budget=ready.budget_bytes,
+            budget=ready.limits.budget_bytes,
         )
         waiting, self._until_ready = self._until_ready, []
         for call in waiting:
@@ -468,15 +445,10 @@ class Dispatcher(Loop):
     def _end_all(self, error: GuardedLLMError) -> None:
         self._dead = error
         self._until_ready.clear()
-        for request in list(self._requests.values()):
-            self._settle(request, error)
-        self._requests.clear()
-        for job in list(self._jobs.values()):
-            job.fail(error)
-        self._jobs.clear()
+        self.callers.end_all(error)
         self._guard = None
 
-    # ---- closing ------------------------------------------------------------------------------------
+    # ---- closing -----------------------------------------------------------------
 
     def close(self) -> None:
         """Take nothing more, tell everybody, have the engine drop its models."""
@@ -490,7 +462,7 @@ class Dispatcher(Loop):
         else:
             self._engine.close()
 
-    # ---- models ---------------------------------------------------------------------------------------
+    # ---- models ------------------------------------------------------------------
 
     def models(self) -> list[ModelInfo]:
         """Every model that is resident or wanted."""
@@ -510,7 +482,7 @@ class Dispatcher(Loop):
             return
 
         def progress(step: Progress) -> None:
-            self.post(lambda: self._moved(key, None, step))
+            self.post(lambda: self.callers.moved(key, None, step))
 
         self.library.find(key, spec, progress, then)
 
@@ -530,22 +502,7 @@ class Dispatcher(Loop):
         if not self._in_memory(key):
             self.library.enter(key, files, self._ledger)
 
-    def _moved(self, key: str, request_id: str | None, progress: Progress) -> None:
-        listeners: list[OnProgress | None] = [self._on_progress]
-        if request_id is not None:
-            request = self._requests.get(request_id)
-            listeners.append(request.on_progress if request else None)
-        else:
-            listeners += [r.on_progress for r in self._requests.values() if r.key == key]
-            listeners += [j.on_progress for j in self._jobs.values() if j.key == key]
-        for listener in listeners:
-            if listener is not None:
-                try:
-                    listener(progress)
-                except Exception:
-                    logger.exception("a progress callback failed")
-
-    # ---- the record ---------------------------------------------------------------------------------
+    # ---- the record --------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
         if event.kind == "load.deferred" and event.model is not None:

@@ -25,7 +25,7 @@ class Loop:
         self._running = True
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    # ---- from any thread ----------------------------------------------------------
+    # ---- from any thread ---------------------------------------------------------
 
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run on this loop's thread. Never blocks."""
@@ -56,7 +56,7 @@ class Loop:
         """Whether the thread has not ended."""
         return self._thread.is_alive()
 
-    # ---- for the subclass ---------------------------------------------------------
+    # ---- for the subclass --------------------------------------------------------
 
     def start(self) -> None:
         """Begin, when everything the calls need is there."""
@@ -74,7 +74,7 @@ class Loop:
         """A call or a tick raised, which should not happen."""
         raise NotImplementedError
 
-    # ---- the loop -----------------------------------------------------------------
+    # ---- the loop ----------------------------------------------------------------
 
     def _run(self) -> None:
         while self._running:

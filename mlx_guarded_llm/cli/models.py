@@ -12,17 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import GuardedLLMError, MemoryRefused
+from ..errors import GuardedLLMError
 from . import options
 from .console import harmless, out, say, write
 from .words import size
 
 if TYPE_CHECKING:
+    from ..memory.budget import Limits
     from ..models import Catalog, ModelFiles
-
-# What the engine keeps for prompts that begin alike, as in engine/residents.py.
-_PREFIX_SHARE = 0.05
-_PREFIX_LIMIT = 4 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,7 @@ def models(
     _show(entries, machine.budget_bytes, context)
 
 
-def list_models(catalog: Catalog, machine: Machine, context: int) -> list[Entry]:
+def list_models(catalog: Catalog, machine: Limits, context: int) -> list[Entry]:
     """Every alias, those on the disk first."""
     sizes: dict[tuple[str, str], int] = {
         (model.kind, model.location): model.size_bytes for model in catalog.on_disk()
@@ -82,7 +79,7 @@ def list_models(catalog: Catalog, machine: Machine, context: int) -> list[Entry]
 
 
 def _entry(
-    catalog: Catalog, name: str, sizes: dict[tuple[str, str], int], machine: Machine, context: int
+    catalog: Catalog, name: str, sizes: dict[tuple[str, str], int], machine: Limits, context: int
 ) -> Entry:
     from ..models.disk import tree_size
 
@@ -105,54 +102,35 @@ def _entry(
         size_bytes=tree_size(Path(location)) if on_disk is None else on_disk,
         context_window=files.context_window,
         memory_bytes=needed,
-        fits=needed <= machine.room_bytes,
+        fits=needed <= room(machine),
     )
 
 
-def memory_needed(files: ModelFiles, machine: Machine, context: int) -> int:
+def memory_needed(files: ModelFiles, machine: Limits, context: int) -> int:
     """Bytes for the weights, a KV cache of `context` tokens and a prefill, by the ledger."""
     from ..memory.footprint import predict
     from ..memory.ledger import Ledger
 
-    nothing = Ledger(0, prefill_tokens=machine.prefill_tokens)
-    nothing.know_model("it", predict(files))
-    try:
-        nothing.know_request("one", "it", min(context, files.context_window))
-    except MemoryRefused as refused:
-        return refused.needed_bytes
-    return 0
+    ledger = Ledger(0, prefill_tokens=machine.prefill_step_size)
+    ledger.know_model("it", predict(files))
+    return ledger.needed_bytes("it", min(context, files.context_window))
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the engine would work with here.
-
-    Attributes:
-        budget_bytes: for all models together.
-        prefill_tokens: that one prefill step computes at once.
-    """
-
-    budget_bytes: int
-    prefill_tokens: int
-
-    @property
-    def room_bytes(self) -> int:
-        """What is left beside the cache of prompts that begin alike."""
-        return self.budget_bytes - int(min(self.budget_bytes * _PREFIX_SHARE, _PREFIX_LIMIT))
+def room(machine: Limits) -> int:
+    """Bytes that are left beside the cache of prompts that begin alike."""
+    return machine.budget_bytes - machine.prefix_cache_bytes
 
 
-def this_machine(memory_budget: str | None) -> Machine:
+def this_machine(memory_budget: str | None) -> Limits:
     """The device's own numbers, or the budget that was given."""
     import mlx.core as mx
 
     from ..backend.options import byte_size
-    from ..memory.budget import default_budget
+    from ..memory.budget import limits
 
     given = None if memory_budget is None else byte_size("memory_budget", memory_budget, 1)
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return Machine(
-        default_budget(mx.device_info()) if given is None else given, 512 if on_cpu else 2048
-    )
+    device = "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu"
+    return limits({**mx.device_info(), "device": device}, budget_bytes=given)
 
 
 def _show(entries: list[Entry], budget: int, context: int) -> None:

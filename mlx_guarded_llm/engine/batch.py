@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable
 from itertools import pairwise
@@ -113,6 +114,15 @@ class _Prompts(PromptProcessingBatch):
 
     samplers: Any
 
+    def split(self, indices: list[int]) -> PromptProcessingBatch:
+        """Take rows out. mlx-lm copies every cache to do so; all rows need no copy."""
+        if len(indices) < len(self.uids):
+            rest: PromptProcessingBatch = super().split(indices)
+            return rest
+        rows = copy.copy(self)
+        self._empty()
+        return rows
+
     def generate(self, tokens: list[list[int]]) -> _Generation:
         if any(len(t) > 1 for t in tokens):
             self.prompt([t[:-1] for t in tokens])
@@ -128,9 +138,12 @@ class _Prompts(PromptProcessingBatch):
             self.stop_sequences,
             self.max_tokens,
         )
+        self._empty()
+        return generation
+
+    def _empty(self) -> None:
         self.uids, self.prompt_cache, self.tokens, self.samplers = [], [], [], []
         self.logits_processors, self.max_tokens, self.stop_sequences = [], [], []
-        return generation
 
 
 class ContinuousBatch:

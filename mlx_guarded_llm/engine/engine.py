@@ -41,7 +41,6 @@ from .protocol import (
 )
 from .thread import MLXThread, mlx_thread
 
-
 logger = logging.getLogger("mlx_guarded_llm.engine")
 
 
@@ -78,7 +77,7 @@ class Engine:
         self._preparer.close()
         self._thread.post(self.stop)  # answer: `Stopped`
 
-    # ---- on the MLX thread only, from here on ----------------------------------------
+    # ---- on the MLX thread only, from here on ------------------------------------
 
     def step(self) -> bool:
         """One step of each model that has generations. See `thread.Worker`."""
@@ -125,14 +124,7 @@ class Engine:
             return
         self._thread.add(self)
         self._preparer.open()
-        self._emit(
-            Ready(
-                device,
-                self._residency.budget_bytes,
-                self._residency.prefill_step_size,
-                self._residency.prefixes.max_bytes,
-            )
-        )
+        self._emit(Ready(device, self._residency.limits))
 
     def _handle(self, command: Command) -> None:
         self._thread.check()
@@ -157,7 +149,7 @@ class Engine:
         elif isinstance(command, (Load, Unload, Run)):
             self._emit(JobEnded(job_id=command.job_id, error=error))
 
-    # ---- generations --------------------------------------------------------------------
+    # ---- generations -------------------------------------------------------------
 
     def _start(self, request_id: str) -> None:
         prepared = self._preparer.take(request_id)
@@ -173,7 +165,7 @@ class Engine:
         generation = Generation(prepared, time.monotonic(), self._emit)
         try:
             generation.cached_tokens = resident.decoder.insert(prepared.job)
-        except Exception as error:  # noqa: BLE001 - whatever mlx-lm raises fails this request
+        except Exception as error:
             self._emit(Ended(request_id=request_id, error=_failure(error)))
             return
         rail.current().generation_began(resident.name, request_id)
@@ -192,7 +184,7 @@ class Engine:
         try:
             with rail.current().step(resident.name):
                 updates = resident.step()
-        except Exception as error:  # noqa: BLE001 - any of them condemns the batch
+        except Exception as error:
             self._condemn(resident, error)
             return
         for update in updates:
@@ -212,7 +204,7 @@ class Engine:
         resident = self._residents[generation.model]
         try:
             resident.decoder.remove(request_id)
-        except Exception as error:  # noqa: BLE001 - as in a step
+        except Exception as error:
             self._condemn(resident, error)
         rail.current().generation_ended(request_id)
 
@@ -252,7 +244,7 @@ class Engine:
             rail.current().generation_ended(generation.request_id)
             generation.fail(error)
 
-    # ---- exclusive work -------------------------------------------------------------------
+    # ---- exclusive work ----------------------------------------------------------
 
     def _exclusive(self, command: Load | Unload | Run) -> None:
         if self._generations and not command.paused:
@@ -336,4 +328,3 @@ def _failure(error: Exception) -> GuardedLLMError:
         f"the generation failed in MLX ({type(error).__name__}: {error}).",
         hint="The batch was dropped and built anew; the same request can be sent again.",
     )
-

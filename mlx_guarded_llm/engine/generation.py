@@ -57,7 +57,7 @@ class Generation:
             return True
         try:
             return self._take_token(update)
-        except Exception as error:  # noqa: BLE001 - of text handling; it fails this request only
+        except Exception as error:
             self.fail(_unreadable(error))
             return True
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import GuardedLLMError
+from ..memory.budget import Limits
 from ..models.spec import ModelFiles, Progress
 from ..params import SamplingParams
 from ..request import PromptRequest
@@ -119,13 +120,11 @@ class Ready:
 
     Attributes:
         device: what `mx.device_info()` says, and "device": "cpu" or "gpu".
-        budget_bytes, prefill_step_size, prefix_cache_bytes: as they were resolved.
+        limits: the options, with the device's defaults filled in.
     """
 
     device: Mapping[str, Any]
-    budget_bytes: int
-    prefill_step_size: int
-    prefix_cache_bytes: int
+    limits: Limits
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import BackendClosed, GuardedLLMError
-from ..memory.budget import default_budget
+from ..memory.budget import limits
 from ..models.spec import ModelFiles
 from . import loading
 from .batch import ContinuousBatch
@@ -22,10 +22,6 @@ from .sequential import SequentialDecoder
 from .tokenizer import load_tokenizer
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
-
-_PREFIX_SHARE = 0.05
-_PREFIX_LIMIT = 4 * 1024**3
-_PREFILL_STEP = {"cpu": 512, "gpu": 2048}
 
 
 @dataclass
@@ -75,12 +71,13 @@ class Residency:
 
     def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
         self._options = options
-        self.budget_bytes = options.memory_budget or default_budget(device)
-        self.prefill_step_size = options.prefill_step_size or _PREFILL_STEP[device["device"]]
-        prefix = options.prefix_cache_bytes
-        if prefix is None:
-            prefix = min(int(self.budget_bytes * _PREFIX_SHARE), _PREFIX_LIMIT)
-        self.prefixes = PrefixCaches(prefix)
+        self.limits = limits(
+            device,
+            budget_bytes=options.memory_budget,
+            prefix_cache_bytes=options.prefix_cache_bytes,
+            prefill_step_size=options.prefill_step_size,
+        )
+        self.prefixes = PrefixCaches(self.limits.prefix_cache_bytes)
 
     def synchronize(self) -> None:
         """Wait until nothing is in flight."""
@@ -111,7 +108,7 @@ class Residency:
             error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")
         except GuardedLLMError as known:
             error = known.with_traceback(None)
-        except Exception as unknown:  # noqa: BLE001 - mlx-lm raises what it likes
+        except Exception as unknown:
             error = loading.load_error(unknown, files)
         else:
             return resident, None
@@ -147,13 +144,13 @@ class Residency:
                     tokenizer,
                     prefix,
                     max_active=self._options.max_active,
-                    prefill_step_size=self.prefill_step_size,
+                    prefill_step_size=self.limits.prefill_step_size,
                 )
             return SequentialDecoder(
                 model,
                 tokenizer,
                 prefix,
-                prefill_step_size=self.prefill_step_size,
+                prefill_step_size=self.limits.prefill_step_size,
                 kv_bits=spec.kv_bits,
                 kv_group_size=spec.kv_group_size,
             )

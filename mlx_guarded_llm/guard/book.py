@@ -16,7 +16,7 @@ from .view import View
 class Book(View):
     """How requests, models and jobs change. It decides nothing."""
 
-    # ---- requests -----------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------
 
     def accept(
         self, request_id: str, model: ModelState, expires: float | None, waiting_for: Pairs
@@ -125,7 +125,7 @@ class Book(View):
             cause=f"{job.kind} of {job.model}" if job else "",
         )
 
-    # ---- jobs -----------------------------------------------------------------------
+    # ---- jobs --------------------------------------------------------------------
 
     def want_load(
         self,

@@ -70,7 +70,7 @@ class Guard:
         self._book = Book(room, emit)
         self._rules = Rules(self._book, room, self._limits)
 
-    # ---- what the owner may ask ---------------------------------------------------
+    # ---- what the owner may ask --------------------------------------------------
 
     @property
     def may_step(self) -> bool:
@@ -95,7 +95,7 @@ class Guard:
         due = min(self._rules.deadlines(), default=math.inf)
         return None if due == math.inf else due
 
-    # ---- inputs: requests ---------------------------------------------------------
+    # ---- inputs: requests --------------------------------------------------------
 
     def submit(
         self, now: float, request_id: str, model: str, *, expires: float | None = None
@@ -160,7 +160,7 @@ class Guard:
                 "request.first_token", model=request.model, request_id=request_id, details=details
             )
 
-    # ---- inputs: jobs ---------------------------------------------------------------
+    # ---- inputs: jobs ------------------------------------------------------------
     # A `job_id` names one caller; each raises InvalidRequest for one that is in use.
 
     def ask_load(self, now: float, job_id: str, model: str, *, pin: bool = False) -> list[Action]:
@@ -236,7 +236,7 @@ class Guard:
             book.finish(job, error, left, details)
         return self._rules.pump()
 
-    # ---- inputs: time and the end -------------------------------------------------------
+    # ---- inputs: time and the end ------------------------------------------------
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
@@ -254,7 +254,7 @@ class Guard:
             book.drop(next(reversed(book.jobs.values())), cause="closed", error=error)
         return self._rules.pump()
 
-    # ---- small things --------------------------------------------------
+    # ---- small things ------------------------------------------------------------
 
     def _at(self, now: float) -> Book:
         self._book.now = now

@@ -206,7 +206,7 @@ class Rules:
                 book.defer(job, f"behind a {ahead.kind}", ((ahead.id, ahead.model),))
         book.fresh.clear()
 
-    # ---- time ------------------------------------------------------------
+    # ---- time --------------------------------------------------------------------
 
     def deadlines(self) -> Iterator[float]:
         """When something may begin or end by time alone."""

@@ -49,7 +49,7 @@ class View:
         self._emit = emit
         self._order = itertools.count()
 
-    # ---- looking ----------------------------------------------------------------
+    # ---- looking -----------------------------------------------------------------
 
     def model(self, name: str) -> ModelState:
         return self.models.setdefault(name, ModelState(name))
@@ -103,7 +103,7 @@ class View:
     def queued_requests(self) -> int:
         return len(self.requests) - len(self.active)
 
-    # ---- the record -------------------------------------------------------------------
+    # ---- the record --------------------------------------------------------------
 
     def note(
         self,

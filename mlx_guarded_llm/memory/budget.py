@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,49 @@ _CGROUPS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+PREFIX_SHARE = 0.05
+PREFIX_LIMIT = 4 * 1024**3
+PREFILL_STEP = {"cpu": 512, "gpu": 2048}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the models of a backend have to live with.
+
+    Attributes:
+        budget_bytes: for all of them together.
+        prefix_cache_bytes: of that, for KV caches of prompts that begin alike.
+        prefill_step_size: prompt tokens computed at once.
+    """
+
+    budget_bytes: int
+    prefix_cache_bytes: int
+    prefill_step_size: int
+
+
+def limits(
+    device_info: Mapping[str, Any],
+    *,
+    budget_bytes: int | None = None,
+    prefix_cache_bytes: int | None = None,
+    prefill_step_size: int | None = None,
+) -> Limits:
+    """What the user set, and the defaults of the device for the rest.
+
+    Args:
+        device_info: what `mx.device_info()` returned, and "device": "cpu" or "gpu".
+        budget_bytes: None takes `default_budget`.
+        prefix_cache_bytes: None takes 5 % of the budget, at most 4 GiB.
+        prefill_step_size: None takes 2048 tokens on a GPU and 512 on a CPU.
+    """
+    budget = default_budget(device_info) if budget_bytes is None else budget_bytes
+    if prefix_cache_bytes is None:
+        prefix_cache_bytes = min(int(budget * PREFIX_SHARE), PREFIX_LIMIT)
+    return Limits(
+        budget, prefix_cache_bytes, prefill_step_size or PREFILL_STEP[device_info["device"]]
+    )
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:

@@ -66,7 +66,7 @@ class Ledger:
         self._loaded: dict[str, _Account] = {}  # resident or loading
         self._running: dict[str, _Account] = {}  # by request
 
-    # ---- what the backend tells it ---------------------------------------------
+    # ---- what the backend tells it -----------------------------------------------
 
     def know_model(self, model: str, footprint: Footprint) -> None:
         """Say how large a model is, or correct it by what was measured."""
@@ -82,11 +82,10 @@ class Ledger:
         Raises:
             MemoryRefused: it would not fit even with every other model evicted.
         """
-        account = self._accounts[model]
-        needed = self._used({}, _Account(account.footprint), tokens)
+        needed = self.needed_bytes(model, tokens)
         if needed > self.budget_bytes:
             raise self._refused(f"{model} with {tokens} tokens of context", needed)
-        account.wanted[request_id] = tokens
+        self._accounts[model].wanted[request_id] = tokens
 
     def forget_request(self, request_id: str, model: str) -> None:
         """A request ended before it started."""
@@ -100,9 +99,17 @@ class Ledger:
         Raises:
             MemoryRefused: with the numbers.
         """
-        needed = self._used({}, _Account(self._accounts[model].footprint))
+        needed = self.needed_bytes(model)
         if needed > self.budget_bytes:
             raise self._refused(model, needed)
+
+    def needed_bytes(self, model: str, tokens: int | None = None) -> int:
+        """What it takes to have a model alone in memory, with one request or none.
+
+        Args:
+            tokens: prompt and answer of that request.
+        """
+        return self._used({}, _Account(self._accounts[model].footprint), tokens)
 
     @property
     def used_bytes(self) -> int:
@@ -158,7 +165,7 @@ class Ledger:
             what += f" beside {', '.join(others)}"
         return self._refused(what, self._used(others, self._accounts[model], tokens))
 
-    # ---- sums -------------------------------------------------------------------------
+    # ---- sums --------------------------------------------------------------------
 
     def _tokens(self, model: str, request_id: str | None) -> int | None:
         """What a waiting request wants; None for no request."""

@@ -397,7 +397,7 @@ class TestPreparing:
             with pytest.raises(ValueError, match="under way"):
                 backend.generate(tiny(), "Second", max_tokens=4, request_id="same")
             leave.set()
-            wait_until(lambda: not backend._dispatcher._requests)
+            wait_until(lambda: not backend._dispatcher.callers.requests)
         assert backend.generate(tiny(), "Second", max_tokens=4, request_id="same").text
         assert engine_of(backend)._preparer._prepared == {}
 
@@ -415,9 +415,9 @@ def test_nothing_is_left_behind(backend: Backend, tiny: MakeModel) -> None:
         backend.generate(tiny(), "Hello", max_tokens=LONG, timeout=0.2)
     assert backend.generate(tiny(), "Hello", max_tokens=4).text
     dispatcher, engine = backend._dispatcher, engine_of(backend)
-    wait_until(lambda: not dispatcher._requests)
+    wait_until(lambda: not dispatcher.callers.requests)
     wait_until(lambda: not engine._generations)
-    assert not (dispatcher._puts or dispatcher._jobs)
+    assert not (dispatcher.callers._puts or dispatcher.callers.jobs)
     assert engine._preparer._prepared == {}
     assert len(decoder_of(backend, tiny())) == 0
 
