@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm import Backend
 
-from .shapes import SHAPES
+from .shapes import SHAPES, chosen
 from .throughput import PROMPT, _encode, _raw, _raw_model, ours, raw_batch, raw_single
 
 
@@ -66,18 +62,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = args.model
-        if args.shape:
-            model = str(Path(scratch) / args.shape)
-            command = [sys.executable, "-m", "benchmarks.shapes", args.shape, model]
-            subprocess.run(command, check=True)
-        catalog = Catalog()
-        folder = str(catalog.ensure(catalog.resolve(model)).path)
-        with Backend(prefix_cache=0, catalog=catalog) as backend:
-            for rows in args.rows:
-                table(backend, model, folder, rows, args)
-            backend.run(_raw.clear)
+    with (
+        chosen(args.shape, args.model) as (model, folder, catalog),
+        Backend(prefix_cache=0, catalog=catalog) as backend,
+    ):
+        for rows in args.rows:
+            table(backend, model, folder, rows, args)
+        backend.run(_raw.clear)
 
 
 def table(backend: Backend, model: str, folder: str, rows: int, args: argparse.Namespace) -> None:

@@ -11,10 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_guarded_llm import Catalog
 from mlx_guarded_llm.testing.tokenizer_files import build_vocabulary, write_tokenizer
 
 TEMPLATE = (
@@ -132,6 +138,22 @@ def _config(shape: Shape, eos: int) -> dict[str, Any]:
     if shape.bits is not None:
         config["quantization"] = {"group_size": 64, "bits": shape.bits}
     return config
+
+
+@contextmanager
+def chosen(shape: str | None, model: str) -> Iterator[tuple[str, str, Catalog]]:
+    """The model a benchmark was asked for: its name, its folder, and the catalog for both.
+
+    Args:
+        shape: one of `SHAPES`, made for the occasion; None takes `model`.
+        model: a name for the catalog.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if shape is not None:
+            model = str(Path(scratch) / shape)
+            subprocess.run([sys.executable, "-m", "benchmarks.shapes", shape, model], check=True)
+        catalog = Catalog()
+        yield model, str(catalog.ensure(catalog.resolve(model)).path), catalog
 
 
 def main() -> None:

@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm import Backend
 
-from .shapes import SHAPES
+from .shapes import SHAPES, chosen
 
 PROMPT = "Write a long story about a lighthouse keeper, number {}."
 _raw: dict[str, Any] = {}  # the raw side's own model; lives on the MLX thread
@@ -133,19 +130,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = args.model
-        if args.shape:
-            model = str(Path(scratch) / args.shape)
-            command = [sys.executable, "-m", "benchmarks.shapes", args.shape, model]
-            subprocess.run(command, check=True)
-        catalog = Catalog()
-        folder = str(catalog.ensure(catalog.resolve(model)).path)
-        with Backend(prefix_cache=0, catalog=catalog) as backend:
-            device = backend.run(_device)
-            print(f"{args.shape or args.model} on {device}, {args.tokens} tokens each")
-            rows = measure(backend, model, folder, args)
-            backend.run(_raw.clear)
+    with (
+        chosen(args.shape, args.model) as (model, folder, catalog),
+        Backend(prefix_cache=0, catalog=catalog) as backend,
+    ):
+        device = backend.run(_device)
+        print(f"{args.shape or args.model} on {device}, {args.tokens} tokens each")
+        rows = measure(backend, model, folder, args)
+        backend.run(_raw.clear)
     print(f"{'case':14} {'raw tok/s':>10} {'ours tok/s':>10} {'ratio':>7}  spread")
     for row in rows:
         spread = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"

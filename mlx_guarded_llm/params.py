@@ -58,9 +58,7 @@ class SamplingParams:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(self, "stop", tuple(stop or ()))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
+        self._normalise()
         _integer("max_tokens", self.max_tokens, 1, None)
         _number("temperature", self.temperature, 0.0, 100.0)
         _number("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
@@ -76,6 +74,18 @@ class SamplingParams:
         _integer("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         self._check_stop()
         self._check_bias()
+
+    def _normalise(self) -> None:
+        stop: object = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if stop is not None and not isinstance(stop, (list, tuple)):
+            raise InvalidRequest(f"stop is {stop!r}; it must be a string or a list of strings.")
+        bias: object = self.logit_bias
+        if bias is not None and not isinstance(bias, Mapping):
+            raise InvalidRequest(f"logit_bias is {bias!r}; it must map token ids to numbers.")
+        if not isinstance(self.logprobs, bool):
+            raise InvalidRequest(f"logprobs is {self.logprobs!r}; it must be True or False.")
+        object.__setattr__(self, "stop", tuple(stop or ()))
+        object.__setattr__(self, "logit_bias", dict(bias or {}))
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:

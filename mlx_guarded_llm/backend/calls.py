@@ -55,7 +55,7 @@ class Mailbox:
 
     def put(self, item: Item) -> None:
         """From any thread."""
-        self.ended = is_last(item)
+        self.ended = self.ended or is_last(item)  # a piece may come late
         self.items.put(item)
 
 
@@ -70,7 +70,7 @@ class AsyncMailbox:
 
     def put(self, item: Item) -> None:
         """From any thread."""
-        self.ended = is_last(item)
+        self.ended = self.ended or is_last(item)  # a piece may come late
         try:
             self._loop.call_soon_threadsafe(self.items.put_nowait, item)
         except RuntimeError:  # the loop is closed, so nobody listens

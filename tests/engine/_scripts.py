@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 _PREAMBLE = """\
-import asyncio, contextlib, os, signal, sys, threading, time
+import asyncio, contextlib, faulthandler, os, signal, sys, threading, time
+faulthandler.register(signal.SIGUSR1)  # for `run_script`, should it hang
+# A test run in the background of a shell inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.errors import *
 TINY, SCRIPTED, OTHER = sys.argv[1:4]
@@ -75,13 +79,20 @@ def run_script(
     """
     file = folder / "script.py"
     file.write_text(_PREAMBLE + textwrap.dedent(body))
-    finished = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *interpreter, str(file), *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=timeout,
         cwd=ROOT,
         env={**os.environ, "MLX_GUARDED_CACHE_DIR": str(folder), **(env or {})},
     )
-    return Ended(finished.returncode, finished.stdout, finished.stderr)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)  # where all its threads are
+        time.sleep(1.0)
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"the script hangs:\n{out}\n{err}") from None
+    return Ended(process.returncode, out, err)

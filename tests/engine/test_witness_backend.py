@@ -135,9 +135,9 @@ print(json.dumps({"seen": rail.current().seen, "kinds": kinds, "ends": ends}))
 '''
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_random_schedules(models: tuple[str, ...], tmp_path: Path) -> None:
-    ended = run_script(tmp_path, SCHEDULES, *models, TEXT, "300", env=WITNESS, timeout=390)
+    ended = run_script(tmp_path, SCHEDULES, *models, TEXT, "300", env=WITNESS, timeout=580)
     assert ended.code == 0, ended.err
     assert "MLXGuardedWitness" not in ended.err
     report = json.loads(ended.out)
