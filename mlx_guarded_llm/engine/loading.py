@@ -8,10 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_adapters, load_model
 
 from ..errors import GuardedLLMError, LoadFailed, MemoryRefused, ModelInvalid, ModelUnsupported
-from ..models.spec import ModelFiles
+from ..models.spec import ModelFiles, ModelSpec
 
 
 class GivenUp(Exception):
@@ -71,6 +73,27 @@ def _slices(model: Any, slice_bytes: int) -> Iterator[list[mx.array]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def check_kv_bits(model: Any, spec: ModelSpec) -> None:
+    """Try the quantised KV cache that was asked for, on three tokens.
+
+    Raises:
+        ModelUnsupported: the model's heads cannot be packed that way.
+    """
+    if spec.kv_bits is None:
+        return
+    try:
+        cache = make_prompt_cache(model)
+        model(mx.array([[1, 2]]), cache=cache)
+        maybe_quantize_kv_cache(cache, 0, spec.kv_group_size, spec.kv_bits)
+        mx.eval(model(mx.array([[3]]), cache=cache))
+    except Exception as error:  # whatever mlx says to sizes that do not divide
+        raise ModelUnsupported(
+            f"{spec.name} cannot keep its KV cache in {spec.kv_bits} bits with groups of "
+            f"{spec.kv_group_size} ({error}).",
+            hint="Leave kv_bits out, or take a kv_group_size that divides its head size.",
+        ) from None
 
 
 def release() -> None:

@@ -134,6 +134,7 @@ class Residency:
         self, model: Any, tokenizer: Any, name: str, files: ModelFiles
     ) -> Callable[[], Decoder]:
         spec = files.spec
+        loading.check_kv_bits(model, spec)
         together = spec.kv_bits is None and batchable(model)
 
         def build() -> Decoder:

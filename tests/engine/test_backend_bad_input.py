@@ -262,6 +262,10 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"stop": ["x"] * 1000},
     {"stop": ["x" * 5000]},
     {"stop": [1]},
+    {"stop": 5},
+    {"logprobs": "yes"},
+    {"logit_bias": [1, 2]},
+    {"logit_bias": "abc"},
     {"repetition_penalty": 0},
     {"presence_penalty": "x"},
     {"frequency_penalty": 1e9},
@@ -316,6 +320,12 @@ class TestOptions:
     def test_a_bias_outside_the_vocabulary(self, backend: Backend, tiny: MakeModel) -> None:
         with pytest.raises(InvalidRequest, match="99999"):
             backend.generate(tiny(), "Hello", logit_bias={99999: 1.0})
+        assert answers(backend, tiny())
+
+    def test_a_kv_cache_that_cannot_be_packed(self, backend: Backend, tiny: MakeModel) -> None:
+        with pytest.raises(ModelUnsupported, match="groups of 64") as caught:
+            backend.load(tiny(hidden_size=64), kv_bits=8, kv_group_size=64)
+        assert "kv_group_size" in caught.value.hint
         assert answers(backend, tiny())
 
     def test_of_load(self, backend: Backend, tiny: MakeModel) -> None:
