@@ -112,7 +112,8 @@ class Chunk:
     """A piece of a streamed answer. The last one carries usage and guard.
 
     Attributes:
-        text: new answer text; whole characters only.
+        text: new answer text; whole characters only. What is left of one that the
+            end of the answer cuts through is U+FFFD, on the last chunk.
         reasoning: new thinking text.
         tool_calls: calls completed in this piece.
         invalid_tool_calls: what stood between tool markers and could not be read.

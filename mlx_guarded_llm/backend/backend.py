@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from .work import Job, ModelInfo, Request
 
 T = TypeVar("T")
 
+THREAD_PREFIX = "mlx-guarded-"
 CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
 _ids = itertools.count(1)
 
@@ -364,11 +366,10 @@ class Backend:
         Returns:
             Whether the engine has stopped; if not, it will when that work ends.
         """
-        if self._closed:
-            return not self._dispatcher.alive
-        self._closed = True
-        self._dispatcher.post(self._dispatcher.close)
-        return self._dispatcher.join(timeout)
+        if not self._closed:
+            self._closed = True
+            self._dispatcher.post(self._dispatcher.close)
+        return not _inside() and self._dispatcher.join(timeout)
 
     async def aclose(self) -> bool:
         """As `close`, without blocking the event loop."""
@@ -460,6 +461,11 @@ class Backend:
         return self.timeout if timeout is None else seconds("timeout", timeout)
 
     def _check_open(self) -> None:
+        if _inside():
+            raise InvalidRequest(
+                "the backend was called from one of its own threads, which would wait for itself.",
+                hint="Call it from outside of backend.run(fn) and of progress callbacks.",
+            )
         if self._owner != os.getpid():
             raise BackendClosed(
                 "this backend belongs to the process this one was forked from.",
@@ -467,6 +473,11 @@ class Backend:
             )
         if self._closed:
             raise BackendClosed("the backend is closed.", hint="Make a new Backend().")
+
+
+def _inside() -> bool:
+    """Whether this is a thread of the library, which must not wait for the others."""
+    return threading.current_thread().name.startswith(THREAD_PREFIX)
 
 
 def _new_id(kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 from ..engine.protocol import Delta
@@ -59,6 +60,8 @@ class Callers:
         if request.told:
             return
         request.told = True
+        if isinstance(item, GuardedLLMError):
+            item = copy.copy(item)  # raised by several callers, each adds its own traceback
         try:
             request.put(item)
         except Exception:

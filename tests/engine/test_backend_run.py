@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_guarded_llm import Backend
-from mlx_guarded_llm.errors import InvalidRequest, RequestTimeout
+from mlx_guarded_llm import Backend, Progress
+from mlx_guarded_llm.errors import BackendClosed, InvalidRequest, RequestTimeout
 from tests.engine._backend import events, text_of, wait_for
 from tests.engine.conftest import MakeBackend, MakeModel
 
@@ -161,3 +161,36 @@ def test_timeout(backend: Backend, tiny: MakeModel) -> None:
     wait_for(backend, "run.cancelled")
     assert backend.run(matrix_product) == 512
     assert ran == [], "nobody waited for it any more"
+
+
+class TestFromInside:
+    """The backend's own threads would wait for themselves, so they are told at once."""
+
+    def test_generate_and_run(self, backend: Backend, scripted: MakeModel) -> None:
+        model = scripted("I am A.")
+        for call in (
+            lambda: backend.generate(model, "Who?"),
+            lambda: backend.run(lambda: None),
+            backend.models,
+        ):
+            with pytest.raises(InvalidRequest, match="own threads"):
+                backend.run(call)
+        assert backend.generate(model, "Who?").text == "I am A."
+
+    def test_a_progress_callback(self, backend: Backend, scripted: MakeModel) -> None:
+        refused: list[BaseException] = []
+
+        def listen(_: Progress) -> None:
+            try:
+                backend.models()
+            except InvalidRequest as error:
+                refused.append(error)
+
+        assert backend.generate(scripted("I am A."), "Who?", on_progress=listen).text == "I am A."
+        assert refused
+
+    def test_close(self, make_backend: MakeBackend) -> None:
+        backend = make_backend()
+        with pytest.raises(BackendClosed):
+            backend.run(backend.close)  # it does not wait for itself
+        assert backend.close() is True
