@@ -13,7 +13,17 @@ import sys
 RUNS = (
     ("guard",),
     ("throughput", "--shape", "tiny", "--tokens", "300"),
-    ("throughput", "--model", "smollm2-135m-bf16", "--tokens", "32", "--rounds", "3"),
+    (
+        "throughput",
+        "--model",
+        "smollm2-135m-bf16",
+        "--tokens",
+        "24",
+        "--rows",
+        "4",
+        "--rounds",
+        "2",
+    ),
     ("layers", "--shape", "tiny"),
     ("incident",),
 )
