@@ -28,12 +28,9 @@ from ..engine.protocol import (
     Prepared,
     Ready,
     Report,
-    Run,
     Start,
     Stopped,
 )
-from ..engine.protocol import Load as LoadCommand
-from ..engine.protocol import Unload as UnloadCommand
 from ..errors import (
     BackendClosed,
     EngineDied,
@@ -41,13 +38,14 @@ from ..errors import (
     InvalidRequest,
     QueueFull,
 )
-from ..guard import Action, Fail, Guard, Load, Settle, Stop, Unload
+from ..guard import Action, Fail, Guard, Settle, Stop
 from ..guard import Start as StartAction
 from ..memory.ledger import Ledger
 from ..models import Catalog, ModelFiles, ModelSpec
 from ..models.spec import OnProgress, Progress
 from ..record import Event, Record
 from .callers import Callers
+from .commands import exclusive
 from .library import Found, Library
 from .loop import Loop
 from .work import Job, ModelInfo, Request, model_infos
@@ -343,7 +341,7 @@ class Dispatcher(Loop):
                         job.value = {info.name: info for info in self.models()}.get(job.key)
                     job.settle(action.error, ran=action.ran)
             else:
-                self._begin(action)
+                self._send(exclusive(action, self.library.files, self.callers.jobs))
 
     def _failed(self, action: Fail) -> None:
         self._send(Cancel(action.request_id))  # it was prepared and will not start
@@ -352,18 +350,6 @@ class Dispatcher(Loop):
             if self._ledger is not None:
                 self._ledger.forget_request(request.id, request.key)
             self.callers.settle(request, action.error)
-
-    def _begin(self, action: Any) -> None:
-        paused = bool(action.paused)
-        if isinstance(action, Load):
-            files = self.library.files[action.model]
-            self._send(LoadCommand(action.job_id, action.model, files, action.evict, paused))
-        elif isinstance(action, Unload):
-            self._send(UnloadCommand(action.job_id, action.model, paused))
-        else:
-            job = self.callers.jobs.get(action.job_id)
-            fn = job.fn if job is not None and job.fn is not None else _nothing
-            self._send(Run(action.job_id, job.key if job else "", fn, paused))
 
     def _send(self, command: Any) -> None:
         assert self._engine is not None
@@ -512,7 +498,3 @@ class Dispatcher(Loop):
     def _note(self, kind: Any, **details: Any) -> None:
         cause = details.pop("cause", "")
         self._emit(Event(kind=kind, time=time.monotonic(), cause=cause, details=details))
-
-
-def _nothing() -> None:
-    """The caller of a foreign function went away before it began."""
