@@ -8,7 +8,6 @@ lock is needed, and a KeyboardInterrupt, which strikes the main thread, leaves b
 from __future__ import annotations
 
 import heapq
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -49,8 +48,6 @@ from .commands import exclusive
 from .library import Found, Library
 from .loop import Loop
 from .work import Job, ModelInfo, Request, model_infos
-
-logger = logging.getLogger("mlx_guarded_llm.backend")
 
 
 class Dispatcher(Loop):

@@ -21,14 +21,11 @@ def wait(future: Future[T], give_up: Callable[[], None], timeout: float | None =
     try:
         return future.result(timeout)
     except BaseException as error:  # KeyboardInterrupt and a timeout included
-        if future.done():
-            if isinstance(error, TimeoutError):
-                return future.result()  # its own, or it came at the last moment
+        if not future.done():
+            give_up()
+        if not isinstance(error, TimeoutError):
             raise
-        give_up()
-        if isinstance(error, TimeoutError):
-            raise _too_long(timeout) from None
-        raise
+    return _late(future, timeout)
 
 
 async def await_(future: Future[T], give_up: Callable[[], None], timeout: float | None = None) -> T:
@@ -37,18 +34,18 @@ async def await_(future: Future[T], give_up: Callable[[], None], timeout: float 
         async with asyncio.timeout(timeout):
             return await asyncio.wrap_future(future)
     except BaseException as error:  # CancelledError and a timeout included
-        if future.done():
-            if isinstance(error, TimeoutError):
-                return future.result()  # its own, or it came at the last moment
+        if not future.done():
+            give_up()
+        if not isinstance(error, TimeoutError):
             raise
-        give_up()
-        if isinstance(error, TimeoutError):
-            raise _too_long(timeout) from None
-        raise
+    return _late(future, timeout)
 
 
-def _too_long(timeout: float | None) -> RequestTimeout:
-    return RequestTimeout(
+def _late(future: Future[T], timeout: float | None) -> T:
+    """After a timeout: what came at the last moment, its own error, or ours."""
+    if future.done():
+        return future.result()
+    raise RequestTimeout(
         f"it took longer than {timeout} s.",
         hint="backend.events() tells what it waited for; raise timeout.",
     )
