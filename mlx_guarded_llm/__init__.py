@@ -15,40 +15,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import AsyncStream, Backend, ModelInfo, Stream
+    from .backend.shared import default_backend
     from .errors import GuardedLLMError
+    from .guarded import Candidate, GuardedLLM, RetryPolicy, Taint, taint
     from .models import Catalog, ModelSpec, Progress
     from .params import SamplingParams
     from .record import Event, Timeline
-    from .results import Chunk, Provenance, Result, ToolCall, Usage
+    from .results import Attempt, Chunk, Provenance, Result, ToolCall, Usage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncStream",
+    "Attempt",
     "Backend",
+    "Candidate",
     "Catalog",
     "Chunk",
     "Event",
+    "GuardedLLM",
     "GuardedLLMError",
     "ModelInfo",
     "ModelSpec",
     "Progress",
     "Provenance",
     "Result",
+    "RetryPolicy",
     "SamplingParams",
     "Stream",
+    "Taint",
     "Timeline",
     "ToolCall",
     "Usage",
+    "default_backend",
+    "taint",
 ]
 
 _HOMES = {
     "backend": ("AsyncStream", "Backend", "ModelInfo", "Stream"),
+    "backend.shared": ("default_backend",),
     "errors": ("GuardedLLMError",),
+    "guarded": ("Candidate", "GuardedLLM", "RetryPolicy", "Taint", "taint"),
     "models": ("Catalog", "ModelSpec", "Progress"),
     "params": ("SamplingParams",),
     "record": ("Event", "Timeline"),
-    "results": ("Chunk", "Provenance", "Result", "ToolCall", "Usage"),
+    "results": ("Attempt", "Chunk", "Provenance", "Result", "ToolCall", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

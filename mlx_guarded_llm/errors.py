@@ -3,7 +3,9 @@
     GuardedLLMError
     ├── InvalidRequest            the call itself is wrong
     │   ├── ContextOverflow       prompt + max_tokens exceed the context window
-    │   └── NoChatTemplate        chat messages for a model without a template
+    │   ├── NoChatTemplate        chat messages for a model without a template
+    │   ├── InvalidGrammar        a schema, expression or grammar no answer can be held to
+    │   └── GrammarUnavailable    grammars need llguidance and a tokenizer it can read
     ├── ModelError
     │   ├── ModelNotFound         no alias, folder or repository of that name
     │   ├── ModelInvalid          a broken or half-fetched model folder
@@ -16,9 +18,15 @@
     ├── RequestTimeout            the request's own deadline passed
     ├── RequestCancelled          somebody cancelled it
     ├── GenerationFailed          the batch that carried it was condemned
-    │   └── NonFiniteLogits       the model produced NaN
+    │   ├── NonFiniteLogits       the model produced NaN
+    │   └── GrammarFailed         a grammar ran into its limits half-way
     ├── EngineDied                the engine is gone or no longer trustworthy
-    └── BackendClosed             used after close(), or in a forked child
+    ├── BackendClosed             used after close(), or in a forked child
+    ├── AttemptsExhausted         every attempt at every model failed
+    │   └── DeadlineExceeded      the deadline over all attempts passed
+    └── AnswerRefused             there is an answer, but not the one asked for
+        ├── FallbackRefused       another model gave it
+        └── DegradedAnswer        it is empty, cut off, looping or refused by a check
 
 Each class carries its policy: `retryable` (the same call may succeed later) and
 `fallback` (another model may answer instead). Each instance may carry a `hint`,
@@ -28,7 +36,10 @@ one sentence that tells what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from .results import Provenance, Result
 
 
 class GuardedLLMError(Exception):
@@ -38,10 +49,12 @@ class GuardedLLMError(Exception):
         retryable: the same call may succeed when tried again.
         fallback: it makes sense to ask another model.
         hint: one sentence that says what to do, or "".
+        guard: what was tried before it was raised; None outside of `GuardedLLM`.
     """
 
     retryable: ClassVar[bool] = False
     fallback: ClassVar[bool] = False
+    guard: Provenance | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -59,8 +72,10 @@ class GuardedLLMError(Exception):
 def _rebuild(
     cls: type[GuardedLLMError], args: tuple[object, ...], state: dict[str, object]
 ) -> GuardedLLMError:
-    # By the base that gives the layout: MemoryError's own __new__ refuses our class.
-    base: Any = cls.__base__
+    # By the built-in that gives the layout: MemoryError's own __new__ refuses our class.
+    base: Any = cls
+    while base.__module__ != "builtins":
+        base = base.__base__
     error: GuardedLLMError = base.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
@@ -91,6 +106,14 @@ class ContextOverflow(InvalidRequest):
 
 class NoChatTemplate(InvalidRequest):
     """Chat messages were sent to a model whose tokenizer has no chat template."""
+
+
+class InvalidGrammar(InvalidRequest):
+    """A schema, regular expression or grammar that no answer can be held to."""
+
+
+class GrammarUnavailable(InvalidRequest):
+    """An answer was to follow a grammar, which cannot be done here."""
 
 
 class ModelError(GuardedLLMError):
@@ -199,6 +222,12 @@ class NonFiniteLogits(GenerationFailed):
     retryable = False
 
 
+class GrammarFailed(GenerationFailed):
+    """The grammar of one answer ran into its limits; nobody else is concerned."""
+
+    retryable = False
+
+
 class EngineDied(GuardedLLMError):
     """The engine is gone, or said something after which it cannot be trusted."""
 
@@ -208,3 +237,46 @@ class EngineDied(GuardedLLMError):
 
 class BackendClosed(GuardedLLMError):
     """The backend was closed, or belongs to the process this one was forked from."""
+
+
+class AttemptsExhausted(GuardedLLMError):
+    """Every attempt failed; `__cause__` is the last error of the model asked for.
+
+    It is not retryable: its retries have been made. `guard.attempts` lists them.
+    """
+
+    fallback = True
+
+
+class DeadlineExceeded(AttemptsExhausted, RequestTimeout):
+    """The deadline over queueing, loading, attempts and sleeps passed."""
+
+    retryable = False
+
+
+class AnswerRefused(GuardedLLMError):
+    """There is an answer, but it must not pass for the one that was asked for.
+
+    Attributes:
+        answer: it, marked: see `answer.guard`.
+    """
+
+    def __init__(self, message: str, *, answer: Result, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.answer = answer
+        self.guard = answer.guard
+
+
+class FallbackRefused(AnswerRefused):
+    """The model asked for gave no full answer; the one here is a fallback's."""
+
+
+class DegradedAnswer(AnswerRefused):
+    """The best answer is degraded: empty, cut off, looping or refused by a check."""
+
+    fallback = True
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, as in `Provenance.degraded`."""
+        return self.answer.guard.degraded

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+AttemptOutcome = Literal["ok", "degraded", "error"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,46 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try at an answer.
+
+    Attributes:
+        model: who was asked.
+        outcome: how it went.
+        reasons: why its answer is degraded.
+        error: kind and text of the error.
+        seconds: from its start to its end, queueing and loading included.
+        tokens: generated.
+        request_id: names it in `backend.explain()`.
+        changed: options that differ from what the caller asked for.
+    """
+
+    model: str
+    outcome: AttemptOutcome
+    reasons: tuple[str, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+    tokens: int = 0
+    request_id: str = ""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where an answer came from and what it waited for. Times are seconds.
 
     Attributes:
         request_id: names the request in `backend.explain()` and the record.
         requested_model: the name the caller used.
-        served_model: the name of the model that answered.
+        served_model: the name of the model that answered; "" when none did.
         fingerprint: identifies the weights that answered.
+        revision: commit of the repository they came from, if they came from one.
         seed: the sampling seed; the same request with it gives the same tokens.
-        degraded: why the answer is not a full one; empty when it is.
+        fallback: another model answered than the one that was asked for.
+        degraded: why the answer is not a full one; empty when it is. "empty",
+            "thinking" (cut off inside it), "length", "loop", "schema", "tool_call"
+            (one that cannot be read), "refused" (by the caller's check), "cancelled".
+        attempts: every try of `GuardedLLM`, in order, the one that answered included.
         resumed: the answer went on in a new engine after a crash.
         queued: waiting for a place, deferral and loading included.
         deferred: of that, waiting for other generations before its model could load.
@@ -92,8 +123,11 @@ class Provenance:
     requested_model: str
     served_model: str
     fingerprint: str = ""
+    revision: str = ""
     seed: int | None = None
+    fallback: bool = False
     degraded: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     resumed: bool = False
     queued: float = 0.0
     deferred: float = 0.0
@@ -102,9 +136,32 @@ class Provenance:
     decode: float = 0.0
     paused: float = 0.0
 
+    @property
+    def as_asked(self) -> bool:
+        """It is a full answer of the model that was asked for."""
+        return not (self.fallback or self.degraded)
+
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON and framework metadata."""
-        return asdict(self)
+        """The same as JSON values, for framework metadata."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+        """What `as_dict` made; keys of another version are ignored."""
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        known["degraded"] = tuple(known.get("degraded", ()))
+        known["attempts"] = tuple(
+            Attempt(**{**attempt, "reasons": tuple(attempt.get("reasons", ()))})
+            for attempt in known.get("attempts", ())
+        )
+        return cls(**known)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, kw_only=True)

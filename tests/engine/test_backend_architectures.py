@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.testing.architectures import ARCHITECTURES
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, raw_tokens, tokens_of, wait_until
-from tests.engine.conftest import MakeBackend, MakeModel
 
 Aliases = Callable[..., Path]
 PROMPTS = ["Hello", "What is the capital of France?", "Count to " + "many " * 10]

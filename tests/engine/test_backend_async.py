@@ -8,8 +8,8 @@ import pytest
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.errors import BackendClosed, RequestTimeout
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events
-from tests.engine.conftest import MakeBackend, MakeModel
 
 LONG = 1500
 

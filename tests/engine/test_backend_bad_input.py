@@ -25,8 +25,8 @@ from mlx_guarded_llm.errors import (
     PullFailed,
 )
 from mlx_guarded_llm.testing.tiny import make_tiny_model
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of
-from tests.engine.conftest import MakeBackend, MakeModel
 
 USER = {"role": "user", "content": "Hello"}
 

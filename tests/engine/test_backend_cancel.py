@@ -10,8 +10,8 @@ import pytest
 
 from mlx_guarded_llm import Backend, Stream
 from mlx_guarded_llm.errors import BackendClosed, QueueFull, RequestCancelled, RequestTimeout
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of, wait_for, wait_until
-from tests.engine.conftest import MakeBackend, MakeModel
 
 LONG = 1500
 

@@ -29,8 +29,8 @@ from mlx_guarded_llm.errors import (
     MemoryRefused,
 )
 from mlx_guarded_llm.results import Chunk
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
-from tests.engine.conftest import MakeBackend, MakeModel
 
 LONG = 1500
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend, Chunk, Result
+from tests.conftest import MakeModel
 from tests.engine._backend import events, raw_tokens, text_of, tokens_of, wait_until
-from tests.engine.conftest import MakeModel
 
 ANSWER = "The capital of France is Paris."
 WEATHER = {

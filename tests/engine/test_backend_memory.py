@@ -10,8 +10,8 @@ import pytest
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.errors import MemoryRefused
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
-from tests.engine.conftest import MakeBackend, MakeModel
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from mlx_guarded_llm import Backend, GuardedLLMError
 from mlx_guarded_llm.errors import LoadDeferredTimeout, ModelInvalid
 from mlx_guarded_llm.record import overlaps
 from mlx_guarded_llm.testing.tiny import make_tiny_model
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of, wait_for, wait_until
-from tests.engine.conftest import MakeBackend, MakeModel
 
 LONG = 1500  # tokens; seconds of generation
 

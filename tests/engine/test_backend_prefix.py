@@ -10,8 +10,8 @@ import pytest
 
 from mlx_guarded_llm import Backend, Result
 from mlx_guarded_llm.testing.tiny import make_tiny_model
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, tokens_of
-from tests.engine.conftest import MakeBackend, MakeModel
 
 SYSTEM = {"role": "system", "content": "You are a very patient assistant. " * 3}
 

@@ -11,8 +11,8 @@ import pytest
 
 from mlx_guarded_llm import Backend, Progress
 from mlx_guarded_llm.errors import BackendClosed, InvalidRequest, RequestTimeout
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of, wait_for
-from tests.engine.conftest import MakeBackend, MakeModel
 
 
 class TheirError(Exception):

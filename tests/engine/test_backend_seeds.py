@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend
+from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import tokens_of
-from tests.engine.conftest import MakeBackend, MakeModel
 
 MIXED: list[dict[str, Any]] = [
     {},

@@ -1,6 +1,6 @@
 """Fixtures of the backend's contract: small models and backends that are closed again.
 
-The contract tests (`test_backend_*.py`, less `_faults`) see the public API only, so the
+The contract tests (`engine/test_backend_*.py`, less `_faults`) see the public API only, so the
 same tests can hold for every place where an engine may live: add it to `ISOLATIONS`.
 """
 
