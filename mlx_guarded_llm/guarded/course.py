@@ -29,7 +29,7 @@ from ..results import Attempt, Provenance, Result
 from .candidate import Call, Candidate
 from .checks import Accept, judge, tolerable
 from .policy import RetryPolicy
-from .remedies import remedy
+from .remedies import remedy, resample
 
 logger = logging.getLogger("mlx_guarded_llm.guarded")
 
@@ -191,11 +191,14 @@ class Course:
         if not full:
             cap = self._rules.policy.cap(asked.get("max_tokens"))
             changes = remedy(reasons, result, options, cap=cap)
+        helps = bool(changes)
+        if turn.attempts is None and not full and not helps:
+            changes = resample(options)  # it is waited for, whatever may help
         self._note(turn, call, reasons=reasons, tokens=result.usage.completion_tokens)
         result = replace(result, guard=self._mark(turn, result.guard, reasons))
         self._keep(turn, result, full=full)
         turn.changes |= changes
-        return Outcome(result, full=full, again=bool(changes), at_once=True)
+        return Outcome(result, full=full, again=bool(changes), at_once=helps)
 
     def failed(self, turn: Turn, call: Call | None, error: Exception) -> Outcome:
         """An attempt gave an error."""

@@ -32,22 +32,32 @@ def remedy(
     return changes
 
 
+def resample(options: Mapping[str, Any]) -> Changes:
+    """Another seed; following from the caller's, so that the whole can be repeated."""
+    seed = options.get("seed")
+    fresh = int.from_bytes(os.urandom(6)) if seed is None else (seed + 0x9E3779B9) % 2**64
+    changes: Changes = {"seed": fresh}
+    if not options.get("temperature"):
+        changes["temperature"] = RESAMPLE_TEMPERATURE
+    return changes
+
+
 def _remedy(reason: str, result: Result, options: Mapping[str, Any], cap: int) -> Changes:
     if reason == "length":
         return _more_tokens(result, options, cap)
     if reason == "thinking":
         more = _more_tokens(result, options, cap)
         if more or options.get("thinking") is False:
-            return more or _resample(options)
+            return more or resample(options)
         return {"thinking": False}
     if reason == "loop":
         penalty = (options.get("repetition_penalty") or 1.0) * LOOP_PENALTY
-        return {"repetition_penalty": round(penalty, 4), **_resample(options)}
+        return {"repetition_penalty": round(penalty, 4), **resample(options)}
     if reason == "schema" and not options.get("constrain", True):
         return {"constrain": True}
     if reason in ("schema", "tool_call") and result.finish_reason == "length":
         return _more_tokens(result, options, cap)
-    return _resample(options)
+    return resample(options)
 
 
 def _more_tokens(result: Result, options: Mapping[str, Any], cap: int) -> Changes:
@@ -57,13 +67,3 @@ def _more_tokens(result: Result, options: Mapping[str, Any], cap: int) -> Change
     if larger <= limit or 0 < result.usage.completion_tokens < limit:
         return {}
     return {"max_tokens": larger}
-
-
-def _resample(options: Mapping[str, Any]) -> Changes:
-    """Another seed; following from the caller's, so that the whole can be repeated."""
-    seed = options.get("seed")
-    fresh = int.from_bytes(os.urandom(6)) if seed is None else (seed + 0x9E3779B9) % 2**64
-    changes: Changes = {"seed": fresh}
-    if not options.get("temperature"):
-        changes["temperature"] = RESAMPLE_TEMPERATURE
-    return changes
