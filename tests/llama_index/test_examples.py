@@ -1,0 +1,86 @@
+"""The examples in the docstrings and pages run, with small models in place of real ones."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.embeddings.mlx_guarded import MLXGuardedEmbedding
+from llama_index.llms.mlx_guarded import LlamaIndexCandidate, MLXGuarded, watch
+
+from mlx_guarded_llm import Backend
+from tests.conftest import MakeBackend, MakeModel
+from tests.llama_index._helpers import old_parts
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"\n\n((?:    .*\n|\n)+)")
+
+
+def example(documented: Any) -> str:
+    """The first indented block of a docstring."""
+    block = BLOCK.search(str(inspect.getdoc(documented)) + "\n")
+    assert block, f"{documented} has no example"
+    return textwrap.dedent(block[1])
+
+
+@pytest.fixture
+def backend(make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The one that the process shares."""
+    backend = make_backend()
+    for place in ("llms", "embeddings"):
+        name = f"llama_index.{place}.mlx_guarded.base.default_backend"
+        monkeypatch.setattr(name, lambda: backend)
+    return backend
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("documented", [MLXGuarded, LlamaIndexCandidate, MLXGuardedEmbedding])
+def test_the_example_of_a_class(
+    documented: Any, scripted: MakeModel, embedder: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = example(documented)
+    code = code.replace("smollm2-135m", scripted("Paris.")).replace("all-minilm-l6-v2", embedder())
+    exec(compile(code, documented.__name__, "exec"), {})
+    if documented is MLXGuarded:
+        assert capsys.readouterr().out.startswith("Paris.")
+
+
+def test_the_example_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:
+    class Engine:
+        def query(self, question: str) -> str:
+            return "Paris."
+
+    exec(compile(example(watch), "watch", "exec"), {"watch": watch, "query_engine": Engine()})
+    assert capsys.readouterr().out == ""
+
+
+PAGES = [
+    "docs/llama-index.md",
+    "integrations/llama-index-llms-mlx-guarded/README.md",
+    "integrations/llama-index-embeddings-mlx-guarded/README.md",
+]
+
+
+@old_parts
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("page", PAGES)
+async def test_the_examples_of_a_page(page: str, scripted: MakeModel, embedder: MakeModel) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    code = "\n".join(blocks)
+    names = {
+        "smollm2-135m-bf16": scripted("Perhaps Paris."),
+        "smollm2-135m": scripted("Paris."),
+        "all-minilm-l6-v2": embedder(),
+    }
+    for name, folder in names.items():
+        code = code.replace(f'"{name}"', repr(folder))
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    running = eval(compile(code, page, "exec", flags=flags), {"__name__": "__main__"})
+    if running is not None:
+        await running
