@@ -18,23 +18,27 @@ STAMP := $(VENV)/.setup-$(or $(EXTRA),metal)
 DISTRIBUTIONS := $(wildcard integrations/*)
 PYPROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
-SUITES := $(wildcard tests/unit tests/engine tests/e2e)
+SUITES := $(filter-out tests/standard tests/conftest.py %__pycache__,$(wildcard tests/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench soak docs build constraints clean
+.PHONY: help setup demo test test-standard lint format bench soak docs notebooks build \
+	constraints clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv (EXTRA=cuda13 for another back end)
 
 demo: $(STAMP) ## watch a load wait for a generation
 	$(BIN)/mlx-guarded demo
 
-test: $(STAMP) ## unit, engine and end-to-end tests, with coverage of guard and memory
+test: $(STAMP) ## every test but the long ones, with coverage of guard and memory
 	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
+
+test-standard: $(STAMP) ## the frameworks' own integration suites on real models, ~20 minutes
+	$(BIN)/pytest tests/standard -n 0 $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -54,7 +58,7 @@ soak: $(STAMP) ## mixed load for MINUTES=30
 docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-build: $(STAMP) ## wheels and source archives of the three distributions, into dist/
+build: $(STAMP) ## wheels and source archives of the four distributions, into dist/
 	$(BIN)/uv build --all-packages --no-build-isolation --python $(BIN)/python
 
 constraints: $(BIN)/uv ## compile requirements/ anew (UPGRADE=1 moves every pin)

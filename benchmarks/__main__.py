@@ -24,6 +24,17 @@ RUNS = (
         "--rounds",
         "2",
     ),
+    (
+        "grammar",
+        "--model",
+        "smollm2-135m-bf16",
+        "--tokens",
+        "24",
+        "--rows",
+        "8",
+        "--rounds",
+        "3",
+    ),
     ("layers", "--shape", "tiny"),
     ("incident",),
 )

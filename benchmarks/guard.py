@@ -40,6 +40,7 @@ class Footprint:
 
     weight_bytes = 1
     state_bytes = 0
+    whole_texts = False
 
     def kv_bytes(self, tokens: int) -> int:
         return tokens

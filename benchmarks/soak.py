@@ -41,8 +41,10 @@ from typing import Any
 import psutil
 
 from mlx_guarded_llm import Backend, Catalog
-from mlx_guarded_llm.backend.work import Job, Request
+from mlx_guarded_llm.backend.requests import Request
+from mlx_guarded_llm.backend.work import Job
 from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine.embedding import PreparedTexts
 from mlx_guarded_llm.engine.generation import Generation
 from mlx_guarded_llm.engine.prepare import PreparedRequest
 from mlx_guarded_llm.errors import (
@@ -252,7 +254,7 @@ class Soak:
         kept = Counter(
             type(o).__name__
             for o in gc.get_objects()
-            if isinstance(o, (Request, Job, Generation, PreparedRequest))
+            if isinstance(o, (Request, Job, Generation, PreparedRequest, PreparedTexts))
         )
         if kept:
             self.faults.append(f"of ended requests there is left: {dict(kept)}")

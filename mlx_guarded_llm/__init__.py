@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backend import AsyncStream, Backend, ModelInfo, Stream
     from .backend.shared import default_backend
+    from .display import ProgressBars
     from .errors import GuardedLLMError
     from .guarded import Candidate, GuardedLLM, RetryPolicy, Taint, taint
-    from .models import Catalog, ModelSpec, Progress
+    from .models import Catalog, ModelCard, ModelSpec, Progress
     from .params import SamplingParams
     from .record import Event, Timeline
-    from .results import Attempt, Chunk, Provenance, Result, ToolCall, Usage
+    from .results import Attempt, Chunk, Embeddings, Provenance, Result, ToolCall, Usage
 
 __version__ = "0.1.0"
 
@@ -32,12 +33,15 @@ __all__ = [
     "Candidate",
     "Catalog",
     "Chunk",
+    "Embeddings",
     "Event",
     "GuardedLLM",
     "GuardedLLMError",
+    "ModelCard",
     "ModelInfo",
     "ModelSpec",
     "Progress",
+    "ProgressBars",
     "Provenance",
     "Result",
     "RetryPolicy",
@@ -54,12 +58,13 @@ __all__ = [
 _HOMES = {
     "backend": ("AsyncStream", "Backend", "ModelInfo", "Stream"),
     "backend.shared": ("default_backend",),
+    "display": ("ProgressBars",),
     "errors": ("GuardedLLMError",),
     "guarded": ("Candidate", "GuardedLLM", "RetryPolicy", "Taint", "taint"),
-    "models": ("Catalog", "ModelSpec", "Progress"),
+    "models": ("Catalog", "ModelCard", "ModelSpec", "Progress"),
     "params": ("SamplingParams",),
     "record": ("Event", "Timeline"),
-    "results": ("Attempt", "Chunk", "Provenance", "Result", "ToolCall", "Usage"),
+    "results": ("Attempt", "Chunk", "Embeddings", "Provenance", "Result", "ToolCall", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

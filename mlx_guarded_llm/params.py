@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import InvalidRequest
+from .plain import plain_mapping, plain_text
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
@@ -38,6 +40,12 @@ class SamplingParams:
         logprobs: report the log probability of each token (natural logarithm).
         top_logprobs: report this many alternatives for each token as well.
 
+        schema: JSON Schema that the answer follows; True is any JSON. See
+            `mlx_guarded_llm.grammar.schema` for the supported keywords.
+        regex: regular expression that the whole answer matches.
+        grammar: Lark grammar, in llguidance's dialect, of the answer. At most one of
+            schema, regex and grammar may be given.
+
     Raises:
         InvalidRequest: a value is outside its range; the message says which.
     """
@@ -56,6 +64,9 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: bool = False
     top_logprobs: int = 0
+    schema: Mapping[str, Any] | bool | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -74,6 +85,12 @@ class SamplingParams:
         _integer("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         self._check_stop()
         self._check_bias()
+        self._check_form()
+
+    @property
+    def has_form(self) -> bool:
+        """The answer's text is held to a schema, a regular expression or a grammar."""
+        return (self.schema, self.regex, self.grammar) != (None, None, None)
 
     def _normalise(self) -> None:
         stop: object = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -99,6 +116,20 @@ class SamplingParams:
                 raise InvalidRequest(
                     f"a stop string has {len(text)} characters; at most {MAX_STOP_LENGTH}."
                 )
+
+    def _check_form(self) -> None:
+        given = [n for n in ("schema", "regex", "grammar") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"{' and '.join(given)} are given; an answer follows one of them.")
+        if self.schema is not None and not isinstance(self.schema, bool):
+            object.__setattr__(self, "schema", plain_mapping(self.schema, "schema"))
+        for name in ("regex", "grammar"):
+            text: object = getattr(self, name)
+            if text is None:
+                continue
+            if not isinstance(text, str) or not text:
+                raise InvalidRequest(f"{name} is {text!r}; it must be a non-empty string.")
+            object.__setattr__(self, name, plain_text(text, name))
 
     def _check_bias(self) -> None:
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

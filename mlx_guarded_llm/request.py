@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from .errors import InvalidRequest
+from .plain import plain_mapping, plain_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -45,9 +46,11 @@ class PromptRequest:
         raw: `prompt` is plain text to continue: no template, and what the model
             writes is not parsed for thinking or tool calls.
         tools: functions the model may call, in OpenAI form.
-        tool_choice: "none" hides the tools; "auto", "required" and
-            `{"type": "function", "function": {"name": ...}}` are passed on to the
-            template, which may or may not heed them.
+        tool_choice: "none" hides the tools, "auto" (or None) leaves it to the model
+            whether it calls one, "required" makes it call, and
+            `{"type": "function", "function": {"name": ...}}` makes it call that one,
+            once.
+        parallel_tool_calls: the model may make several calls in one answer.
         thinking: the template's `enable_thinking`; None leaves it to the model.
         template_kwargs: more variables for the template. With
             `continue_final_message=True` the model goes on with the last message,
@@ -62,6 +65,7 @@ class PromptRequest:
     raw: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool = True
     thinking: bool | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +79,7 @@ class PromptRequest:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "tool_choice", _tool_choice(self.tool_choice, self.tools))
         _switch("raw", self.raw)
+        _switch("parallel_tool_calls", self.parallel_tool_calls)
         if self.thinking is not None:
             _switch("thinking", self.thinking)
         self._check_combination()
@@ -103,6 +108,14 @@ class PromptRequest:
         return () if self.tool_choice == "none" else tuple(self.tools)
 
     @property
+    def forced_tools(self) -> tuple[Mapping[str, Any], ...]:
+        """The tools of which one must be called; empty when the model may choose not to."""
+        if isinstance(self.tool_choice, Mapping):
+            name = self.tool_choice["function"]["name"]
+            return tuple(tool for tool in self.tools if tool["function"]["name"] == name)
+        return tuple(self.tools) if self.tool_choice == "required" else ()
+
+    @property
     def continues_message(self) -> bool:
         """The model goes on with the last message instead of beginning one."""
         return bool(self.template_kwargs.get("continue_final_message"))
@@ -112,7 +125,7 @@ def _prompt(prompt: object) -> str | tuple[dict[str, Any], ...]:
     if isinstance(prompt, str):
         if not prompt:
             raise InvalidRequest("prompt is an empty string.")
-        return _text(prompt, "prompt")
+        return plain_text(prompt, "prompt")
     if not isinstance(prompt, (list, tuple)):
         raise InvalidRequest(
             f"prompt is a {type(prompt).__name__}; it must be a string or a list of messages."
@@ -123,7 +136,7 @@ def _prompt(prompt: object) -> str | tuple[dict[str, Any], ...]:
 
 
 def _message(message: object, where: str) -> dict[str, Any]:
-    copy = _mapping(message, where)
+    copy = plain_mapping(message, where)
     role = copy.get("role")
     if role not in ROLES:
         raise InvalidRequest(f"{where} has the role {role!r}; it must be one of {_words(ROLES)}.")
@@ -192,7 +205,7 @@ def _tools(tools: object) -> tuple[dict[str, Any], ...]:
 
 
 def _tool(tool: object, where: str) -> dict[str, Any]:
-    copy = _mapping(tool, where)
+    copy = plain_mapping(tool, where)
     if copy.get("type") != "function" or not isinstance(copy.get("function"), dict):
         raise InvalidRequest(f'{where} must have the form {{"type": "function", "function": ...}}.')
     _check_name(copy["function"], where)
@@ -212,7 +225,7 @@ def _tool_choice(
         raise InvalidRequest(
             f"tool_choice is {choice!r}; it must be 'auto', 'none', 'required' or name a function."
         )
-    copy = _mapping(choice, "tool_choice")
+    copy = plain_mapping(choice, "tool_choice")
     function = copy.get("function")
     if not isinstance(function, dict):
         raise InvalidRequest("tool_choice must have a mapping under 'function'.")
@@ -225,7 +238,7 @@ def _tool_choice(
 
 
 def _template_kwargs(kwargs: object) -> dict[str, Any]:
-    copy = _mapping(kwargs, "template_kwargs")
+    copy = plain_mapping(kwargs, "template_kwargs")
     if taken := sorted(_RESERVED & copy.keys()):
         raise InvalidRequest(f"template_kwargs must not set {_words(taken)}.")
     _switch("continue_final_message", copy.get("continue_final_message", False))
@@ -240,39 +253,6 @@ def _switch(name: str, value: object) -> None:
 def _check_name(function: Mapping[str, Any], where: str) -> None:
     if not (isinstance(function.get("name"), str) and function["name"]):
         raise InvalidRequest(f"{where}: its function has no name.")
-
-
-def _mapping(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{where} is a {type(value).__name__}; it must be a mapping.")
-    copy: dict[str, Any] = _copy(value, where)
-    return copy
-
-
-def _copy(value: Any, where: str) -> Any:
-    """A deep copy made of dicts, lists and scalars."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, str):
-        return _text(value, where)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InvalidRequest(f"{where} has the key {key!r}; keys must be strings.")
-        return {_text(key, where): _copy(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copy(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise InvalidRequest(f"{where} is a {type(value).__name__}; only JSON values are taken.")
-
-
-def _text(value: str, where: str) -> str:
-    # Also turns an enum that is a string into a plain one.
-    text = str.__str__(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"{where} is not valid Unicode ({error.reason}).") from error
-    return text
 
 
 def _words(names: Sequence[str]) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 AttemptOutcome = Literal["ok", "degraded", "error"]
@@ -146,6 +150,11 @@ class Provenance:
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
+    def _repr_html_(self) -> str:
+        from .display.answers import provenance_html
+
+        return provenance_html(self)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
         """What `as_dict` made; keys of another version are ignored."""
@@ -204,6 +213,26 @@ class Result:
     invalid_tool_calls: tuple[InvalidToolCall, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
+    usage: Usage
+    guard: Provenance
+
+    def _repr_html_(self) -> str:
+        from .display.answers import result_html
+
+        return result_html(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embeddings:
+    """Vectors of texts, in the order of the texts.
+
+    Attributes:
+        vectors: float32 of shape (texts, size), each of length 1.
+        usage: `prompt_tokens` counts the tokens of all texts.
+        guard: where they came from; `prefill` is how long they took.
+    """
+
+    vectors: npt.NDArray[np.float32]
     usage: Usage
     guard: Provenance
 

@@ -15,7 +15,11 @@ import pytest
 
 from mlx_guarded_llm import Backend, Catalog
 from mlx_guarded_llm.record import overlaps
-from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
+from mlx_guarded_llm.testing.tiny import (
+    make_scripted_model,
+    make_tiny_embedder,
+    make_tiny_model,
+)
 
 ISOLATIONS = ["thread"]
 
@@ -68,6 +72,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """`make_scripted_model`, made once for each text and options. Returns its folder."""
     return _made_once(tmp_path_factory, "scripted", make_scripted_model)
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """`make_tiny_embedder`, made once for each set of options. Returns its folder."""
+    return _made_once(tmp_path_factory, "embedder", make_tiny_embedder)
 
 
 @pytest.fixture

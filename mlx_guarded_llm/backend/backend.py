@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,27 +11,28 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from ..engine.protocol import EngineOptions
-from ..errors import BackendClosed, InvalidRequest
+from ..errors import InvalidRequest
 from ..guard import LoadDeadline
-from ..models import Catalog, ModelSpec, OnProgress
+from ..models import Catalog, OnProgress
 from ..params import SamplingParams
 from ..record import Event, Record, Timeline, explain, timeline, write_perfetto
 from ..request import PromptRequest
 from ..results import Result
+from .asking import inside, new_id
 from .calls import AsyncStream, Gathered, Put, Stream
 from .dispatcher import Dispatcher
 from .options import byte_size, count, seconds, sort_options
+from .requests import AnswerRequest
+from .text_calls import TextCalls
 from .waiting import await_, wait
-from .work import Job, ModelInfo, Request
+from .work import Job, ModelInfo
 
 T = TypeVar("T")
 
-THREAD_PREFIX = "mlx-guarded-"
 CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
-_ids = itertools.count(1)
 
 
-class Backend:
+class Backend(TextCalls):
     """Runs several MLX models in one process without one hurting another.
 
     Loads wait for running generations (`load_wait`), and at that deadline generations
@@ -61,7 +59,8 @@ class Backend:
         timeout: seconds a request may take in all, unless it says otherwise.
         prefix_cache: bytes, or text, for KV caches of prompts that begin alike; None
             takes 5 % of the budget, 0 keeps none.
-        prefill_step_size: prompt tokens computed between two decode steps.
+        prefill_step_size: prompt tokens, or tokens of texts to embed, computed between
+            two decode steps.
         catalog: finds models by name; None makes the default one.
         offline: never use the network.
         on_progress: told of every download, load and prefill, from another thread.
@@ -186,7 +185,7 @@ class Backend:
             An iterator of `Chunk`s; the last one carries usage and guard. Leaving the
             loop early stops the generation.
         """
-        identity = request_id or _new_id("request")
+        identity = request_id or new_id("request")
         stream = Stream(identity, self.cancel)
         self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
         return stream
@@ -219,18 +218,10 @@ class Backend:
         **options: Any,
     ) -> AsyncStream:
         """As `stream`, for `async for`. Call it inside a running event loop."""
-        identity = request_id or _new_id("request")
+        identity = request_id or new_id("request")
         stream = AsyncStream(identity, self.cancel)
         self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
         return stream
-
-    def cancel(self, request_id: str) -> None:
-        """Stop a request at its next token, or before it starts. Never blocks.
-
-        One that was running ends with finish reason "cancelled" and what it has; one
-        that was waiting raises `RequestCancelled`. Unknown and ended ones are ignored.
-        """
-        self._dispatcher.post(lambda: self._dispatcher.cancel(request_id))
 
     # ---- models ------------------------------------------------------------------
 
@@ -250,7 +241,8 @@ class Backend:
             pin: keep it from being evicted for another model.
             timeout: seconds to wait; the load itself may go on afterwards.
             on_progress: told of the download and the load.
-            **options: revision, adapter_path, kv_bits, kv_group_size, context_window.
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window,
+                task ("generate" or "embed").
 
         Raises:
             GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
@@ -290,9 +282,10 @@ class Backend:
         return bool(await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
 
     def models(self) -> list[ModelInfo]:
-        """Every model that is resident or wanted, by name."""
-        infos: list[ModelInfo] = self._query(self._dispatcher.models)
-        return infos
+        """Every model that is resident or wanted, by name. The list shows itself as a table."""
+        from ..display.tables import Models
+
+        return Models(self._query(self._dispatcher.models))
 
     def memory(self) -> tuple[int, int]:
         """Bytes promised to models and requests, and the budget. (0, 0) before first use."""
@@ -350,6 +343,11 @@ class Backend:
         return write_perfetto(self.events(), path)
 
     @property
+    def closed(self) -> bool:
+        """It was closed, or is about to be."""
+        return self._closed
+
+    @property
     def worker_pid(self) -> int | None:
         """Process id of the engine's own process; None with isolation="thread"."""
         return None
@@ -369,7 +367,7 @@ class Backend:
         if not self._closed:
             self._closed = True
             self._dispatcher.post(self._dispatcher.close)
-        return not _inside() and self._dispatcher.join(timeout)
+        return not inside() and self._dispatcher.join(timeout)
 
     async def aclose(self) -> bool:
         """As `close`, without blocking the event loop."""
@@ -414,29 +412,17 @@ class Backend:
         on_progress: OnProgress | None,
         options: dict[str, Any],
     ) -> str:
-        self._check_open()
+        common = self._common(put, model, timeout, request_id, on_progress, task="generate")
         sampling, prompting = sort_options(options)
         params = SamplingParams(**sampling)
-        now = time.monotonic()
-        request = Request(
-            id=request_id or _new_id("request"),
-            name=model,
-            spec=self._resolve(model),
+        request = AnswerRequest(
+            **common,
             prompt=PromptRequest(prompt, **prompting),
             params=params,
             seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(6)),
-            put=put,
-            submitted=now,
-            expires=now + self._timeout(timeout),
-            on_progress=on_progress,
         )
-        self._dispatcher.post(lambda: self._dispatcher.submit(request))
+        self._post(request)
         return request.id
-
-    def _resolve(self, model: str, **options: Any) -> ModelSpec:
-        if not isinstance(model, str) or not model:
-            raise InvalidRequest(f"model is {model!r}; it must be a name.")
-        return self._catalog.resolve(model, **options)
 
     def _ask_load(
         self, model: str, pin: bool, on_progress: OnProgress | None, options: dict[str, Any]
@@ -446,7 +432,7 @@ class Backend:
 
     def _ask(self, kind: Literal["load", "unload", "run"], **fields: Any) -> Job:
         self._check_open()
-        job = Job(id=_new_id(kind), kind=kind, future=Future(), **fields)
+        job = Job(id=new_id(kind), kind=kind, future=Future(), **fields)
         self._dispatcher.post(lambda: self._dispatcher.ask(job))
         return job
 
@@ -456,29 +442,3 @@ class Backend:
     def _query(self, function: Callable[[], Any]) -> Any:
         self._check_open()
         return self._dispatcher.call(function).result(CLOSE_GRACE)
-
-    def _timeout(self, timeout: float | None) -> float:
-        return self.timeout if timeout is None else seconds("timeout", timeout)
-
-    def _check_open(self) -> None:
-        if _inside():
-            raise InvalidRequest(
-                "the backend was called from one of its own threads, which would wait for itself.",
-                hint="Call it from outside of backend.run(fn) and of progress callbacks.",
-            )
-        if self._owner != os.getpid():
-            raise BackendClosed(
-                "this backend belongs to the process this one was forked from.",
-                hint="Make a backend in the child, started with the 'spawn' method.",
-            )
-        if self._closed:
-            raise BackendClosed("the backend is closed.", hint="Make a new Backend().")
-
-
-def _inside() -> bool:
-    """Whether this is a thread of the library, which must not wait for the others."""
-    return threading.current_thread().name.startswith(THREAD_PREFIX)
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{next(_ids)}"

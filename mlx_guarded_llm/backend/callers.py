@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
+from typing import Any
 
 from ..engine.protocol import Delta
-from ..errors import GuardedLLMError
+from ..errors import GuardedLLMError, InvalidRequest, QueueFull
 from ..models import OnProgress, Progress
-from ..results import Chunk
+from ..texts import MAX_CHARACTERS
 from .calls import Put
-from .work import Job, Request
+from .requests import Request
+from .work import Job
 
 logger = logging.getLogger("mlx_guarded_llm.backend")
 
@@ -20,13 +23,37 @@ class Callers:
 
     Args:
         on_progress: told of everybody's progress.
+        limit: requests that may be under way.
     """
 
-    def __init__(self, on_progress: OnProgress | None) -> None:
+    def __init__(self, on_progress: OnProgress | None, limit: int) -> None:
         self.requests: dict[str, Request] = {}
         self.jobs: dict[str, Job] = {}
         self._puts: dict[str, Put] = {}
+        # Stages under way and who hears of them, by model and request (or "").
+        self._moving: dict[tuple[str, str], tuple[Progress, list[OnProgress | None]]] = {}
         self._on_progress = on_progress
+        self._limit = limit
+
+    def refusal(self, request: Request) -> GuardedLLMError | None:
+        """Why a request cannot be taken now, or None."""
+        if request.id in self.requests:
+            return InvalidRequest(
+                f"a request {request.id!r} is already under way.",
+                hint="Give each request a name of its own, or none.",
+            )
+        if len(self.requests) >= self._limit:
+            return QueueFull(
+                f"{len(self.requests)} requests are under way already.",
+                hint="Try again later, or raise max_queue.",
+            )
+        held = sum(other.characters for other in self.requests.values())
+        if request.characters and held + request.characters > MAX_CHARACTERS:
+            return QueueFull(
+                f"texts of {held} characters are under way already; {MAX_CHARACTERS} are the most.",
+                hint="Try again later, or send fewer texts at once.",
+            )
+        return None
 
     def add(self, request: Request) -> None:
         """A request has somebody waiting for it from now on."""
@@ -47,6 +74,8 @@ class Callers:
         for job in list(self.jobs.values()):
             job.fail(error)
         self.jobs.clear()
+        for subject in list(self._moving):
+            self.stopped(*subject)
 
     def settle(self, request: Request, error: GuardedLLMError | None) -> None:
         """The caller gets its end; the engine may still have to stop."""
@@ -54,8 +83,9 @@ class Callers:
             self.requests.pop(request.id, None)
         self.tell(request, error or request.cancelled())
 
-    def tell(self, request: Request, item: Chunk | GuardedLLMError) -> None:
+    def tell(self, request: Request, item: Any) -> None:
         """Give the caller its end, once."""
+        self.stopped(request.key, request.id)
         self._puts.pop(request.id, None)
         if request.told:
             return
@@ -68,17 +98,44 @@ class Callers:
             logger.exception("the caller of %s cannot be told", request.id)
 
     def moved(self, key: str, request_id: str | None, progress: Progress) -> None:
-        """Tell how far a load (of model `key`) or a prefill (of a request) has come."""
-        listeners: list[OnProgress | None] = [self._on_progress]
+        """Tell how far a fetch or load (of model `key`) or a prefill (of a request) has come."""
+        listeners = [self._on_progress]
         if request_id is not None:
             request = self.requests.get(request_id)
-            listeners.append(request.on_progress if request else None)
+            if request is None or request.told:
+                return
+            listeners.append(request.on_progress)
         else:
             listeners += [r.on_progress for r in self.requests.values() if r.key == key]
             listeners += [j.on_progress for j in self.jobs.values() if j.key == key]
-        for listener in listeners:
-            if listener is not None:
-                try:
-                    listener(progress)
-                except Exception:
-                    logger.exception("a progress callback failed")
+        subject = (key, request_id or "")
+        if subject in self._moving and self._moving[subject][0].stage != progress.stage:
+            self.stopped(*subject)
+        over = progress.done == progress.total
+        progress = replace(progress, model=key, request_id=subject[1], over=over)
+        if over:
+            self._moving.pop(subject, None)
+        else:
+            self._moving[subject] = (progress, listeners)
+        _notify(listeners, progress)
+
+    def stopped(self, key: str, request_id: str = "") -> None:
+        """What was under way goes no further, whether it is finished or not."""
+        stage = self._moving.pop((key, request_id), None)
+        if stage is not None:
+            progress, listeners = stage
+            _notify(listeners, replace(progress, over=True))
+
+    def loaded(self) -> None:
+        """As `stopped`, for the load: there is but one at a time."""
+        for subject in [s for s, (progress, _) in self._moving.items() if progress.stage == "load"]:
+            self.stopped(*subject)
+
+
+def _notify(listeners: list[OnProgress | None], progress: Progress) -> None:
+    for listener in listeners:
+        if listener is not None:
+            try:
+                listener(progress)
+            except Exception:
+                logger.exception("a progress callback failed")

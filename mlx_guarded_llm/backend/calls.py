@@ -7,13 +7,14 @@ import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
 from ..errors import GuardedLLMError
 from ..results import Chunk, Collector, Result
 
+T = TypeVar("T")
 Item = Chunk | GuardedLLMError
-Put = Callable[[Item], None]
+Put = Callable[[Any], None]  # of an item, or of what a `Whole` waits for
 Cancel = Callable[[str], None]
 
 
@@ -39,6 +40,22 @@ class Gathered:
         self._collector.add(item)
         if is_last(item):
             self.future.set_result(self._collector.result())
+
+
+class Whole(Generic[T]):
+    """Waits for an answer that comes in one piece."""
+
+    def __init__(self) -> None:
+        self.future: Future[T] = Future()
+        self.future.set_running_or_notify_cancel()  # as in `Gathered`
+
+    def put(self, item: T | GuardedLLMError) -> None:
+        if self.future.done():
+            return
+        if isinstance(item, GuardedLLMError):
+            self.future.set_exception(item)
+        else:
+            self.future.set_result(item)
 
 
 class Mailbox:

@@ -23,20 +23,13 @@ from ..engine.protocol import (
     JobEnded,
     Measured,
     Moved,
-    Prepare,
     Prepared,
     Ready,
     Report,
     Start,
     Stopped,
 )
-from ..errors import (
-    BackendClosed,
-    EngineDied,
-    GuardedLLMError,
-    InvalidRequest,
-    QueueFull,
-)
+from ..errors import BackendClosed, EngineDied, GuardedLLMError
 from ..guard import Action, Fail, Guard, Settle, Stop
 from ..guard import Start as StartAction
 from ..memory.ledger import Ledger
@@ -47,7 +40,8 @@ from .callers import Callers
 from .commands import exclusive
 from .library import Found, Library
 from .loop import Loop
-from .work import Job, ModelInfo, Request, model_infos
+from .requests import Request, TokensRequest
+from .work import Job, ModelInfo, model_infos
 
 
 class Dispatcher(Loop):
@@ -76,7 +70,6 @@ class Dispatcher(Loop):
         self._guard_options = guard
         self._engine_options = engine
         self._record = record
-        self._limit = int(guard["max_queue"]) + 8 * int(guard["max_active"])
         self.library = Library(catalog, offline, self.post)
         self.ready: Ready | None = None
         self._engine: Engine | None = None
@@ -84,7 +77,8 @@ class Dispatcher(Loop):
         self._ledger: Ledger | None = None
         self._dead: GuardedLLMError | None = None
         self._until_ready: list[Callable[[], None]] = []
-        self.callers = Callers(on_progress)
+        limit = int(guard["max_queue"]) + 8 * int(guard["max_active"])
+        self.callers = Callers(on_progress, limit)
         self._early: list[tuple[float, str]] = []  # deadlines of requests not yet guarded
         self.start()
 
@@ -125,21 +119,9 @@ class Dispatcher(Loop):
         if self._dead is not None or not self._running:
             request.put(self._dead or BackendClosed("the backend is closed."))
             return
-        if request.id in self.callers.requests:
-            request.put(
-                InvalidRequest(
-                    f"a request {request.id!r} is already under way.",
-                    hint="Give each request a name of its own, or none.",
-                )
-            )
-            return
-        if len(self.callers.requests) >= self._limit:
-            request.put(
-                QueueFull(
-                    f"{len(self.callers.requests)} requests are under way already.",
-                    hint="Try again later, or raise max_queue.",
-                )
-            )
+        refusal = self.callers.refusal(request)
+        if refusal is not None:
+            request.put(refusal)
             return
         self.callers.add(request)
         self._expect(request)
@@ -166,24 +148,16 @@ class Dispatcher(Loop):
         if request.told:
             return
         assert self._engine is not None
-        try:
-            self._know(request.key, files)
-        except GuardedLLMError as error:
-            self._end_early(request, error)
-            return
-        request.stage = "preparing its prompt"
-        request.fingerprint = files.fingerprint
+        if not isinstance(request, TokensRequest):  # which needs no memory
+            try:
+                self._know(request.key, files)
+            except GuardedLLMError as error:
+                self._end_early(request, error)
+                return
+        request.stage = "being prepared"
+        request.fingerprint, request.revision = files.fingerprint, files.revision
         request.in_engine = True
-        self._engine.send(
-            Prepare(
-                request_id=request.id,
-                model=request.key,
-                files=files,
-                prompt=request.prompt,
-                params=request.params,
-                seed=request.seed,
-            )
-        )
+        self._engine.send(request.command(files))
 
     def _prepared(self, report: Prepared) -> None:
         request = self.callers.requests.get(report.request_id)
@@ -196,7 +170,6 @@ class Dispatcher(Loop):
             tokens = report.prompt_tokens + report.max_tokens
             self._ledger.know_request(request.id, request.key, tokens)
         except GuardedLLMError as error:
-            self._send(Cancel(request.id))
             self._end_early(request, error)
             return
         request.guarded = True
@@ -217,6 +190,8 @@ class Dispatcher(Loop):
 
     def _end_early(self, request: Request, error: GuardedLLMError | None) -> None:
         """End a request that the guard has not seen."""
+        if request.in_engine:
+            self._send(Cancel(request.id))
         self._record.append(
             Event(
                 kind="request.failed",
@@ -234,7 +209,9 @@ class Dispatcher(Loop):
             return
         request.in_engine = False
         if not request.guarded:
-            if not request.told:
+            if report.value is not None:  # token ids
+                self.callers.tell(request, report.value)
+            elif not request.told:
                 self._end_early(request, report.error)
             return
         timing, actions = self._guard.ended(
@@ -246,10 +223,7 @@ class Dispatcher(Loop):
             decode=report.decode,
             **report.counts,
         )
-        if report.chunk is None:
-            self.callers.tell(request, report.error or request.cancelled())
-        else:
-            self.callers.tell(request, report.chunk.with_guard(request.provenance(report, timing)))
+        self.callers.tell(request, request.answer(report, timing))
         self._do(actions)
 
     # ---- jobs --------------------------------------------------------------------
@@ -303,6 +277,7 @@ class Dispatcher(Loop):
             self._do(self._guard.cancel_job(time.monotonic(), job_id))
 
     def _job_ended(self, report: JobEnded) -> None:
+        self.callers.loaded()
         if self._guard is None:
             return  # it came after the end
         job = self.callers.jobs.get(report.job_id)
@@ -380,7 +355,8 @@ class Dispatcher(Loop):
             self._break(report.error)
         elif isinstance(report, Stopped):
             self._note("engine.stopped")
-            self._end_all(self._dead or EngineDied("the engine has stopped."))
+            # Unasked for it stops only when the interpreter exits.
+            self._end_all(self._dead or BackendClosed("the engine has stopped."))
             self._running = False
 
     def _when_ready(self, call: Callable[[], None]) -> None:
@@ -467,7 +443,11 @@ class Dispatcher(Loop):
         def progress(step: Progress) -> None:
             self.post(lambda: self.callers.moved(key, None, step))
 
-        self.library.find(key, spec, progress, then)
+        def found(result: Found) -> None:
+            self.callers.stopped(key)
+            then(result)
+
+        self.library.find(key, spec, progress, found)
 
     def _in_memory(self, key: str) -> bool:
         """Resident or about to be, so that its files are known."""

@@ -74,10 +74,11 @@ class Library:
 
     def correct(self, measured: Measured, ledger: Ledger) -> None:
         """Keep what was measured of a model, and count with it from now on."""
+        files = self.files[measured.model]
+        # What one long text took to be embedded says nothing of the next.
+        peak = 0 if files.spec.task == "embed" else measured.peak_bytes
         self._corrections.record(
-            self.files[measured.model].fingerprint,
-            weight_bytes=measured.weight_bytes,
-            peak_bytes=measured.peak_bytes,
+            files.fingerprint, weight_bytes=measured.weight_bytes, peak_bytes=peak
         )
         self._count(measured.model, ledger)
 

@@ -21,15 +21,20 @@ def default_backend(**options: Any) -> Backend:
     how it works. One that was closed is followed by a new one.
 
     Args:
-        **options: those of `Backend`.
+        **options: those of `Backend`. In a notebook `on_progress` draws progress bars,
+            unless it is given.
 
     Raises:
         InvalidRequest: there are options, but the backend has been made already.
     """
     global _shared, _owner
+    from ..display import ProgressBars, in_notebook
+
     with _lock:
         usable = _shared is not None and not _shared.closed and _owner == os.getpid()
         if not usable:
+            if in_notebook():
+                options.setdefault("on_progress", ProgressBars())
             _shared, _owner = Backend(**options), os.getpid()
         elif options:
             raise InvalidRequest(

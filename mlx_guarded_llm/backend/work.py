@@ -1,4 +1,4 @@
-"""Requests and jobs as the dispatcher keeps them, and models as callers see them."""
+"""Jobs as the dispatcher keeps them, and models as callers see them."""
 
 from __future__ import annotations
 
@@ -7,80 +7,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..engine.protocol import Ended
-from ..errors import GuardedLLMError, RequestCancelled, RequestTimeout
-from ..guard import ModelState, Timing
+from ..errors import GuardedLLMError
+from ..guard import ModelState
 from ..memory.ledger import Ledger
 from ..models import ModelFiles, ModelSpec
 from ..models.spec import OnProgress
-from ..params import SamplingParams
-from ..request import PromptRequest
-from ..results import Provenance
-from .calls import Put
-
-
-@dataclass(eq=False, kw_only=True)
-class Request:
-    """A request from `submit` until its caller has its end.
-
-    Attributes:
-        submitted, expires, prepared: seconds of `time.monotonic()`.
-        key: the name under which the guard and the engine know its model.
-        guarded: the guard has it.
-        in_engine: the engine was told of it and has not said that it ended; until
-            then its name stays taken.
-        told: its caller has its end.
-        stage: what it is doing before that, for an error message.
-    """
-
-    id: str
-    name: str
-    spec: ModelSpec
-    prompt: PromptRequest
-    params: SamplingParams
-    seed: int
-    put: Put
-    submitted: float
-    expires: float
-    on_progress: OnProgress | None = None
-    key: str = ""
-    fingerprint: str = ""
-    prepared: float = 0.0
-    guarded: bool = False
-    in_engine: bool = False
-    told: bool = False
-    stage: str = "fetching its model"
-
-    def provenance(self, ended: Ended, timing: Timing) -> Provenance:
-        """Where its answer came from and what it waited for."""
-        return Provenance(
-            request_id=self.id,
-            requested_model=self.name,
-            served_model=self.key,
-            fingerprint=self.fingerprint,
-            seed=self.seed,
-            queued=timing.queued + self.prepared - self.submitted,
-            deferred=timing.deferred,
-            loading=timing.loading,
-            prefill=ended.prefill,
-            decode=ended.decode,
-            paused=timing.paused,
-        )
-
-    def timeout(self, now: float) -> RequestTimeout:
-        """The error when its deadline passes before the guard has it."""
-        return RequestTimeout(
-            f"request {self.id} to {self.name} timed out after {now - self.submitted:.1f} s, "
-            f"{self.stage}.",
-            hint="Pull the model first, or raise timeout.",
-        )
-
-    def expired_early(self, now: float) -> bool:
-        """Its deadline has passed, and the guard, which keeps deadlines, has not seen it."""
-        return self.expires <= now and not (self.guarded or self.told)
-
-    def cancelled(self) -> RequestCancelled:
-        return RequestCancelled(f"request {self.id} was cancelled before it had an answer.")
 
 
 @dataclass(eq=False, kw_only=True)

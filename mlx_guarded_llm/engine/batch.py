@@ -18,12 +18,21 @@ from mlx_lm.generate import (
     GenerationBatch,
     PromptProcessingBatch,
     StopSequences,
-    make_stop_sequences,
 )
 
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
 from .sampling import Picked, Row, Rows, processors
+
+Forward = tuple[mx.array, list[mx.array]]
+
+
+class _Ends(StopSequences):
+    """The tokens that end an answer."""
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self.tokens = frozenset(tokens)
+        super().__init__([(token,) for token in self.tokens])
 
 
 class _Generation(GenerationBatch):
@@ -31,12 +40,20 @@ class _Generation(GenerationBatch):
 
     mlx-lm keeps one "sampler" for each row and hands them along as rows join and
     leave; here that slot holds the row's `Row`, so the line-up is always right.
+
+    While a row has a grammar, the forward pass of the next step is begun at the end of
+    this one (`_ahead`). A grammar needs the last token before it can say what may follow,
+    so the device would stand still while this thread reads the token, hands it on, and
+    builds the graph of the next pass. With a pass begun, all that happens beside it.
     """
 
     _rows: Rows | None = None
+    # Logits of `_next_tokens`, begun early: the caches hold these tokens already.
+    _ahead: Forward | None = None
     # What mlx-lm keeps in these slots is another thing here; see above and `_step`.
     samplers: Any
     logits_processors: Any
+    stop_sequences: Any
     _current_tokens: Any
     _current_logprobs: Any
     _next_tokens: Any
@@ -52,17 +69,41 @@ class _Generation(GenerationBatch):
         inputs = self._current_tokens = self._next_tokens
         current: list[tuple[Picked, int]] = self._next_logprobs
         self._current_logprobs = current
-        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        logits, contexts = self._process(logits, inputs)
+        logits, contexts = self._ahead or self._forward(inputs)
+        self._ahead = None
+        if self._rows.constrained:
+            mx.async_eval(logits, *contexts)  # type: ignore[no-untyped-call]
+            logits = self._rows.constrain(logits, _list(inputs))
         picked = self._rows.pick(logits)
         self._next_tokens = picked.tokens
         self._next_logprobs = [(picked, i) for i in range(len(self.uids))]
         mx.async_eval([*picked.arrays(), *contexts])  # type: ignore[no-untyped-call]
+        if self._rows.constrained and self._all_go_on(_list(inputs)):
+            self._begin()
         mx.eval(inputs, [p.arrays() for p in {id(p): p for p, _ in current}.values()])
-        tokens: list[int] = inputs.tolist()
+        tokens = _list(inputs)
         for history, token in zip(self.tokens, tokens, strict=True):
             history.append(token)
         return tokens, current
+
+    def _forward(self, inputs: mx.array) -> Forward:
+        """Logits that follow on these tokens, and the contexts of the processors."""
+        logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
+        return self._process(logits, inputs)
+
+    def _begin(self) -> None:
+        """Begin the forward pass of the next step."""
+        self._ahead = logits, contexts = self._forward(self._next_tokens)
+        mx.async_eval(logits, *contexts)  # type: ignore[no-untyped-call]
+
+    def _all_go_on(self, tokens: list[int]) -> bool:
+        """Whether no row ends with these: the caches of one that does are kept as they are."""
+        return all(
+            token not in ends.tokens and done + 1 < most
+            for token, ends, done, most in zip(
+                tokens, self.stop_sequences, self._num_tokens, self.max_tokens, strict=True
+            )
+        )
 
     # Alone, a row decodes on caches of one sequence: they need no padding mask and no
     # offsets on the device, which is what makes a batch of one slower than no batch.
@@ -75,17 +116,28 @@ class _Generation(GenerationBatch):
             self._alone = True
         return super().next()
 
-    def extend(self, batch: GenerationBatch) -> None:
+    def extend(self, batch: _Generation) -> None:
         """Let the rows of another batch join."""
         if self._alone:
             self.prompt_cache = [cache.merge([cache]) for cache in self.prompt_cache]
             self._alone = False
+        if self.uids and (self._ahead is None) != (batch._ahead is None):
+            (self if self._ahead is None else batch)._begin()
+        if batch._ahead is not None:
+            logits, contexts = batch._ahead
+            if self._ahead is not None:
+                logits = mx.concatenate([self._ahead[0], logits])
+                contexts = self._ahead[1] + contexts
+            self._ahead = logits, contexts
         super().extend(batch)  # type: ignore[no-untyped-call]
 
     def filter(self, keep: list[int]) -> None:
         """Keep only these rows."""
         if self._alone and keep:
             return
+        if self._ahead is not None:
+            logits, contexts = self._ahead
+            self._ahead = (logits[mx.array(keep)], contexts) if keep else None
         super().filter(keep)
         self._alone = False
 
@@ -167,7 +219,7 @@ class ContinuousBatch:
         prefill_step_size: int,
     ) -> None:
         self._prefix = prefix
-        self._stops: StopSequences = make_stop_sequences(tokenizer)
+        self._stops = _Ends(tokenizer.eos_token_ids)
         self._jobs: dict[int, Job] = {}
         self._batch = BatchGenerator(
             model,
@@ -193,7 +245,7 @@ class ContinuousBatch:
             max_tokens=[job.max_tokens],
             caches=[cache] if cache is not None else None,
             all_tokens=[job.prompt[:found]],
-            samplers=cast(Any, [Row(job.params, job.seed, job.emitted)]),
+            samplers=cast(Any, [Row.of(job)]),
             logits_processors=[processors(job.params)],
             stop_sequences=[self._stops],
         )
@@ -243,6 +295,12 @@ def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:
     """Cut at the boundaries that lie inside."""
     cuts = [0, *sorted(b for b in boundaries if 0 < b < len(tokens)), len(tokens)]
     return [tokens[a:b] for a, b in pairwise(cuts)]
+
+
+def _list(tokens: mx.array) -> list[int]:
+    """Token ids; MLX's own annotation allows for a scalar."""
+    ids: Any = tokens.tolist()
+    return cast("list[int]", ids)
 
 
 def _check() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..params import SamplingParams
+from .constraint import Constraint
 
 
 @dataclass(eq=False)
@@ -19,6 +20,7 @@ class Job:
             ("system" or "user", see `PrefixCache.insert`).
         max_tokens: tokens to generate at most.
         emitted: tokens of the answer that are part of the prompt already.
+        constraint: holds the answer to a grammar; it has seen none of the tokens yet.
         cached: prompt tokens that came from the prefix cache; set on insertion.
     """
 
@@ -29,6 +31,7 @@ class Job:
     max_tokens: int
     boundaries: Mapping[int, str] = field(default_factory=dict)
     emitted: int = 0
+    constraint: Constraint | None = None
     cached: int = 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import BackendClosed, EngineDied, GenerationFailed, GuardedLLMError, RequestCancelled
 from ..models.spec import Progress
 from . import rail
+from .embedding import Embedding, PreparedTexts
 from .foreign import call_foreign
 from .generation import Generation
 from .prepare import Preparer
@@ -31,7 +32,7 @@ from .protocol import (
     Load,
     Measured,
     Moved,
-    Prepare,
+    Preparing,
     Ready,
     Report,
     Run,
@@ -60,14 +61,14 @@ class Engine:
         self._options = options
         self._thread: MLXThread = mlx_thread()
         self._residents: dict[str, Any] = {}  # Resident, in the order they are stepped
-        self._generations: dict[str, Generation] = {}
+        self._generations: dict[str, Generation | Embedding] = {}
         self._closed = False
         self._preparer = Preparer(self._thread, emit)
         self._thread.post(self._boot)
 
     def send(self, command: Command) -> None:
         """Carry out a command soon. From any thread; never blocks."""
-        if isinstance(command, Prepare):
+        if isinstance(command, Preparing):
             self._preparer.put(command)
         else:
             self._thread.post(lambda: self._handle(command))
@@ -140,7 +141,7 @@ class Engine:
             self._start(command.request_id)
         elif isinstance(command, Cancel):
             self._cancel(command.request_id)
-        elif not isinstance(command, Prepare):
+        elif isinstance(command, (Load, Unload, Run)):
             self._exclusive(command)
 
     def _refuse(self, command: Command, error: GuardedLLMError) -> None:
@@ -162,7 +163,11 @@ class Engine:
             error = EngineDied(f"{prepared.model} was not resident when {request_id} started.")
             self._emit(Ended(request_id=request_id, error=error))
             return
-        generation = Generation(prepared, time.monotonic(), self._emit)
+        generation: Generation | Embedding
+        if isinstance(prepared, PreparedTexts):
+            generation = Embedding(prepared, time.monotonic(), self._emit)
+        else:
+            generation = Generation(prepared, time.monotonic(), self._emit)
         try:
             generation.cached_tokens = resident.decoder.insert(prepared.job)
         except Exception as error:
@@ -197,7 +202,7 @@ class Engine:
             resident.told_bytes = resident.peak_bytes
             self._emit(Measured(resident.name, peak_bytes=resident.peak_bytes))
 
-    def _leave(self, generation: Generation) -> None:
+    def _leave(self, generation: Generation | Embedding) -> None:
         """Forget a generation, and take it out of its batch if it still is there."""
         request_id = generation.request_id
         del self._generations[request_id]
@@ -238,7 +243,7 @@ class Engine:
         self._thread.remove(self)
         self._emit(Broken(error))
 
-    def _fail(self, generations: Iterable[Generation], error: GuardedLLMError) -> None:
+    def _fail(self, generations: Iterable[Generation | Embedding], error: GuardedLLMError) -> None:
         for generation in tuple(generations):
             del self._generations[generation.request_id]
             rail.current().generation_ended(generation.request_id)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import GenerationFailed, GuardedLLMError, NonFiniteLogits
+from ..errors import GenerationFailed, GrammarFailed, GuardedLLMError, NonFiniteLogits
 from ..models.spec import Progress
 from ..results import Chunk, FinishReason, TokenLogprob, Usage
 from .decoder import Prefilled, Token, Update
@@ -47,6 +47,15 @@ class Generation:
             progress = Progress("prefill", update.done, update.total)
             self.emit(Moved(self.model, self.request_id, progress))
             return False
+        constraint = self.prepared.job.constraint
+        if constraint is not None and constraint.error:
+            self.fail(
+                GrammarFailed(
+                    f"the grammar of the answer cannot go on ({constraint.error}).",
+                    hint="Make it simpler: fewer alternatives, bounded lengths.",
+                )
+            )
+            return True
         if not math.isfinite(update.logprob):
             self.fail(
                 NonFiniteLogits(

@@ -14,6 +14,7 @@ from mlx_lm.utils import load_adapters, load_model
 
 from ..errors import GuardedLLMError, LoadFailed, MemoryRefused, ModelInvalid, ModelUnsupported
 from ..models.spec import ModelFiles, ModelSpec
+from .encoder import open_encoder
 
 
 class GivenUp(Exception):
@@ -36,15 +37,13 @@ def load(
         stop: asked between slices whether to give up.
 
     Returns:
-        The mlx-lm model. Nothing of it is in flight any more.
+        The mlx-lm model, or an `Encoder`. Nothing of it is in flight any more.
 
     Raises:
         GivenUp: `stop` said so.
     """
-    model, _ = load_model(files.path, lazy=True, trust_remote_code=False)
-    if files.spec.adapter_path is not None:
-        model = load_adapters(model, files.spec.adapter_path)
-        model.eval()
+    encoder = open_encoder(files) if files.spec.task == "embed" else None
+    model = encoder.model if encoder else _open_model(files)
     total = max(files.weight_bytes, 1)
     done = 0
     for part in _slices(model, slice_bytes):
@@ -58,6 +57,15 @@ def load(
     mx.eval(model)
     mx.synchronize()
     progress(total, total)
+    return encoder or model
+
+
+def _open_model(files: ModelFiles) -> Any:
+    """A language model whose weights are not evaluated yet."""
+    model, _ = load_model(files.path, lazy=True, trust_remote_code=False)
+    if files.spec.adapter_path is not None:
+        model = load_adapters(model, files.spec.adapter_path)
+        model.eval()
     return model
 
 
@@ -118,7 +126,7 @@ def load_error(error: BaseException, files: ModelFiles) -> GuardedLLMError:
             hint="Lower memory_budget so that other models are evicted first.",
         )
     if isinstance(error, ValueError) and "not supported" in str(error):
-        return ModelUnsupported(f"mlx-lm cannot run {name} ({text}).")
+        return ModelUnsupported(f"MLX cannot run {name} ({text}).")
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return ModelInvalid(
             f"the weights of {name} do not fit its config ({text}).",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import EngineDied, GuardedLLMError, InvalidRequest, ModelInvalid
+from ..errors import EngineDied, GuardedLLMError, InvalidRequest, ModelInvalid, RequestCancelled
 from .decoder import Job
-from .protocol import Broken, Ended, Prepare, Prepared, Report
+from .embedding import PreparedTexts, encode_texts
+from .grammars import Grammars, logits_width
+from .microbatch import EmbedJob
+from .protocol import Broken, Ended, Prepare, Prepared, PrepareTexts, Preparing, Report, Tokenize
 from .thread import MLXThread
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
@@ -46,15 +50,17 @@ class Preparer:
     def __init__(self, thread: MLXThread, emit: Callable[[Report], None]) -> None:
         self._mlx_thread = thread
         self._emit = emit
-        self._commands: queue.SimpleQueue[Prepare | None] = queue.SimpleQueue()
-        self._prepared: dict[str, PreparedRequest] = {}
+        self._commands: queue.SimpleQueue[Preparing | None] = queue.SimpleQueue()
+        self._prepared: dict[str, PreparedRequest | PreparedTexts] = {}
+        self._encoding: dict[str, EmbedJob] = {}  # begun, and waiting for its next turn
         self._tokenizers: dict[str, Any] = {}
+        self._grammars = Grammars()
         self._opened = threading.Event()
         self._dead: GuardedLLMError | None = None
         self._thread = threading.Thread(target=self._run, name="mlx-guarded-prepare", daemon=True)
         self._thread.start()
 
-    def put(self, command: Prepare) -> None:
+    def put(self, command: Preparing) -> None:
         """Prepare a request soon. From any thread."""
         self._commands.put(command)
 
@@ -73,8 +79,14 @@ class Preparer:
         self._opened.set()
         self._commands.put(None)
 
-    def take(self, request_id: str) -> PreparedRequest | None:
-        """A prepared request, once; None if it is unknown or was taken back."""
+    def take(self, request_id: str) -> PreparedRequest | PreparedTexts | None:
+        """A prepared request, once; None if it is unknown or was taken back.
+
+        One whose texts are still being encoded ends by itself, soon.
+        """
+        encoding = self._encoding.get(request_id)
+        if encoding is not None:
+            encoding.cancelled = True
         return self._prepared.pop(request_id, None)
 
     def tokenizer(self, model: str) -> Any:
@@ -83,33 +95,73 @@ class Preparer:
 
     def forget_tokenizer(self, model: str) -> None:
         self._tokenizers.pop(model, None)
+        self._grammars.forget(model)
 
     def _run(self) -> None:
         self._opened.wait()
         while (command := self._commands.get()) is not None:
             try:
-                report = self._prepare(command)
+                report = self._carry_out(command)
             except GuardedLLMError as error:
+                self._encoding.pop(command.request_id, None)
                 if isinstance(error, ModelInvalid):  # its files may be mended by the next time
                     self.forget_tokenizer(command.model)
                 report = Ended(request_id=command.request_id, error=error.with_traceback(None))
             except Exception as error:
+                self._encoding.pop(command.request_id, None)
                 logger.exception("a request could not be prepared")
                 unknown = EngineDied(f"preparing failed ({type(error).__name__}: {error}).")
                 report = Ended(request_id=command.request_id, error=unknown)
-            self._emit(report)
+            if report is not None:
+                self._emit(report)
 
-    def _prepare(self, command: Prepare) -> Report:
+    def _carry_out(self, command: Preparing) -> Report | None:
+        """The answer to a command; None when it goes on behind what waits by now."""
         if self._dead is not None:
             raise self._dead
-        # Late, because they import mlx_lm, which the MLX thread has done by now.
-        from .prompt import encode_prompt, fit_max_tokens
-        from .text import TextPipeline
+        if isinstance(command, Prepare):
+            return self._prepare(command)
+        if isinstance(command, PrepareTexts):
+            return self._prepare_texts(command)
+        return self._tokenize(command)
+
+    def _load_tokenizer(self, command: Preparing) -> Any:
+        # Late, because it imports mlx_lm, which the MLX thread has done by now.
         from .tokenizer import load_tokenizer
 
         tokenizer = self._tokenizers.get(command.model)
         if tokenizer is None:
             tokenizer = self._tokenizers[command.model] = load_tokenizer(command.files)
+        return tokenizer
+
+    def _prepare_texts(self, command: PrepareTexts) -> Report | None:
+        job = self._encoding.setdefault(command.request_id, EmbedJob(command.request_id))
+        if job.cancelled:
+            raise RequestCancelled(f"request {command.request_id} was cancelled.")
+        tokenizer = self._load_tokenizer(command)
+        if not encode_texts(tokenizer, command, job):
+            self._commands.put(command)
+            return None
+        del self._encoding[command.request_id]
+        self._prepared[command.request_id] = PreparedTexts(command.model, job)
+        return Prepared(command.request_id, job.longest, 0)
+
+    def _tokenize(self, command: Tokenize) -> Report:
+        from .prompt import encode_prompt
+
+        tokenizer = self._load_tokenizer(command)
+        if isinstance(command.prompt, str):
+            ids = tokenizer.encode(command.prompt, add_special_tokens=False)
+        else:  # it is to be counted, whatever its length
+            ids = encode_prompt(tokenizer, command.prompt, context_window=sys.maxsize).token_ids
+        return Ended(request_id=command.request_id, value=list(ids))
+
+    def _prepare(self, command: Prepare) -> Report:
+        # Late, as in `_load_tokenizer`.
+        from .prompt import encode_prompt, fit_max_tokens
+        from .text import TextPipeline
+
+        tokenizer = self._load_tokenizer(command)
         _check_bias(command, len(tokenizer))
         window = command.files.context_window
         prompt = encode_prompt(tokenizer, command.prompt, context_window=window)
@@ -121,6 +173,7 @@ class Preparer:
             seed=command.seed,
             max_tokens=max_tokens,
             boundaries={s.end: s.kind for s in prompt.segments if s.kind != "assistant"},
+            constraint=self._grammars.constraint(command.files, tokenizer, prompt, command.params),
         )
         text = TextPipeline(tokenizer, prompt, command.params)
         self._prepared[command.request_id] = PreparedRequest(
@@ -130,7 +183,7 @@ class Preparer:
 
 
 def _check_bias(command: Prepare, vocabulary: int) -> None:
-    size = int(command.files.config.get("vocab_size") or vocabulary)
+    size = logits_width(command.files.config) or vocabulary
     wrong = [token for token in command.params.logit_bias if token >= size]
     if wrong:
         raise InvalidRequest(

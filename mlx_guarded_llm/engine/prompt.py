@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ContextOverflow, InvalidRequest, ModelInvalid, NoChatTemplate
+from ..errors import ContextOverflow, InvalidRequest, NoChatTemplate
+from .template import Template
+from .tool_format import OURS, ToolFormat, native_format
+from .tool_prompt import has_calls
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -46,7 +48,11 @@ class Prompt:
         raw: what is generated is text and is not parsed.
         continues_text: what is generated goes on where the prompt ends, so a leading
             space belongs to it.
-        tools: the tools that were offered.
+        may_think: the model may open its thinking before it answers.
+        tools: the tools that may be called.
+        tool_format: how calls of them are written; None without tools.
+        calls_are_forced: the answer is to be a call, or several.
+        several_calls: more than one call may be made.
     """
 
     token_ids: tuple[int, ...]
@@ -54,7 +60,11 @@ class Prompt:
     initial_state: str = "normal"
     raw: bool = False
     continues_text: bool = False
+    may_think: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_format: ToolFormat | None = None
+    calls_are_forced: bool = False
+    several_calls: bool = True
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -84,8 +94,8 @@ def encode_prompt(
     Raises:
         NoChatTemplate: messages, but the model has no chat template.
         ContextOverflow: the prompt leaves no room for an answer.
-        InvalidRequest: the template refuses the messages, the model cannot call the
-            tools, or nothing is left of the prompt.
+        InvalidRequest: the template refuses the messages, there is none to show tools
+            in, or nothing is left of the prompt.
         ModelInvalid: the template itself is broken.
     """
     if request.raw or (isinstance(request.prompt, str) and not tokenizer.has_chat_template):
@@ -129,144 +139,77 @@ def _encode_chat(tokenizer: TokenizerWrapper, request: PromptRequest) -> Prompt:
             "The model has no chat template, so it cannot take messages.",
             hint="Pass the prompt as one string, or use an instruction-tuned model.",
         )
-    template = _Template(tokenizer, request)
-    text = template.render()
-    _check_tools(tokenizer, request, template, text)
+    native = _native_format(tokenizer, request)
+    template, text = _fill(tokenizer, request, native)
     ids = _encode(tokenizer, text, special=False)
-    return Prompt(
+    state, may_think = _beginning(tokenizer, template, text)
+    forced = request.forced_tools
+    prompt = Prompt(
         ids,
         _segments(tokenizer, template, ids),
-        _initial_state(tokenizer, template, text),
+        state,
         continues_text=request.continues_message,
-        tools=request.offered_tools,
+        may_think=may_think and request.thinking is not False and not request.continues_message,
     )
-
-
-class _Template:
-    """The chat template of one tokenizer, filled in for one request."""
-
-    def __init__(self, tokenizer: TokenizerWrapper, request: PromptRequest) -> None:
-        self._tokenizer = tokenizer
-        self.messages = _messages(tokenizer, request)
-        self._continues = request.continues_message
-        self._options = dict(request.template_kwargs)
-        self._options.pop("continue_final_message", None)
-        self._options["tools"] = list(request.offered_tools) or None
-        if request.offered_tools and request.tool_choice is not None:
-            self._options["tool_choice"] = request.tool_choice
-        if request.thinking is not None:
-            self._options["enable_thinking"] = request.thinking
-
-    def render(self, **changes: Any) -> str:
-        """The whole prompt as text."""
-        if self._continues:
-            changes["continue_final_message"] = True
-        return self._apply(self.messages, add_generation_prompt=not self._continues, **changes)
-
-    def render_system(self) -> str:
-        """What every conversation with these system messages and tools begins with."""
-        count = next((i for i, m in enumerate(self.messages) if m["role"] != "system"), None)
-        return self._try([*self.messages[:count], {"role": "user", "content": ""}]) if count else ""
-
-    def render_history(self) -> str:
-        """The prompt without the beginning of the assistant's turn."""
-        return self._try(self.messages[:-1] if self._continues else self.messages)
-
-    def _try(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self._apply(messages, add_generation_prompt=False) if messages else ""
-        except InvalidRequest:
-            return ""  # some templates want what they render to end like a prompt
-
-    def _apply(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        from jinja2 import TemplateError, TemplateSyntaxError
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, **{**self._options, **options}
-            )
-        except TemplateSyntaxError as error:
-            raise ModelInvalid(
-                f"The model's chat template is broken: {error}.",
-                hint="Fetch the model again, or pass raw=True and do without its template.",
-            ) from error
-        except TemplateError as error:  # raise_exception() in a template
-            raise InvalidRequest(
-                f"The model's chat template refuses the request: {error}"
-            ) from error
-        except Exception as error:  # templates run arbitrary expressions
-            raise InvalidRequest(
-                f"The model's chat template fails on the request: {type(error).__name__}: {error}"
-            ) from error
-        return str(text)
-
-
-def _messages(tokenizer: TokenizerWrapper, request: PromptRequest) -> list[dict[str, Any]]:
-    """The request's messages in the dialect of the model's template."""
-    messages = [dict(message) for message in request.messages]
-    if "developer" not in str(tokenizer.chat_template):
-        for message in messages:
-            if message["role"] == "developer":
-                message["role"] = "system"
-    if tokenizer.init_kwargs.get("tool_parser_type") == "mistral":
-        for message in messages:
-            _shorten_ids(message)
-    return messages
-
-
-def _shorten_ids(message: dict[str, Any]) -> None:
-    """Mistral's templates take ids of exactly nine letters or digits."""
-    if "tool_call_id" in message:
-        message["tool_call_id"] = _nine(message["tool_call_id"])
-    if "tool_calls" in message:
-        message["tool_calls"] = [
-            {**call, "id": _nine(str(call.get("id")))} for call in message["tool_calls"]
-        ]
-
-
-def _nine(name: str) -> str:
-    if len(name) == 9 and name.isalnum():
-        return name
-    return hashlib.sha256(name.encode()).hexdigest()[:9]
-
-
-def _check_tools(
-    tokenizer: TokenizerWrapper, request: PromptRequest, template: _Template, text: str
-) -> None:
-    """An answer given without the tools that were offered would be a wrong one."""
     if not request.offered_tools:
-        return
-    if not tokenizer.has_tool_calling:
-        problem = "mlx-lm cannot read tool calls of this model"
-    elif text == template.render(tools=None):
-        problem = "its chat template does not show them to the model"
-    else:
-        return
-    raise InvalidRequest(
-        f"Tools were given, but {problem}.",
-        hint="Use a model that can call tools, or pass no tools.",
+        return prompt
+    # A call can be forced by a grammar only, and a grammar writes JSON only.
+    foreign = native is None or (forced and not native.is_json)
+    return replace(
+        prompt,
+        tools=forced or request.offered_tools,
+        tool_format=OURS if foreign else native,
+        calls_are_forced=bool(forced),
+        # Who asks for one function by name wants one call of it.
+        several_calls=request.parallel_tool_calls and not isinstance(request.tool_choice, Mapping),
     )
+
+
+def _native_format(tokenizer: TokenizerWrapper, request: PromptRequest) -> ToolFormat | None:
+    """As `native_format`; None as well when the request has nothing to do with tools."""
+    if request.offered_tools or has_calls(request.messages):
+        return native_format(tokenizer)
+    return None
+
+
+def _fill(
+    tokenizer: TokenizerWrapper, request: PromptRequest, native: ToolFormat | None
+) -> tuple[Template, str]:
+    """The template and what it makes of the request."""
+    described = bool(request.offered_tools) and native is None
+    template = Template(tokenizer, request, native, "system" if described else None)
+    try:
+        return template, template.render()
+    except InvalidRequest:
+        if not described or request.messages[0]["role"] != "user":
+            raise
+    # Some templates (Gemma's) take no system message.
+    template = Template(tokenizer, request, native, "user")
+    return template, template.render()
 
 
 def _encode(tokenizer: TokenizerWrapper, text: str, *, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=special))
 
 
-def _initial_state(tokenizer: TokenizerWrapper, template: _Template, text: str) -> str:
+def _beginning(tokenizer: TokenizerWrapper, template: Template, text: str) -> tuple[str, bool]:
+    """What the first token of the answer is part of, and whether it may open a thinking."""
     if own := tokenizer.response_initial_state:
-        return str(own)
+        return str(own), False
     if not tokenizer.has_thinking:
-        return "normal"
+        return "normal", False
     # Only what the template adds to the messages counts: a message may mention a
     # marker. A template that adds nothing is read as a whole.
     history = template.render_history()
     tail = text[_shared(text, history) :] or text
-    opened = tail.rfind(tokenizer.think_start) > tail.rfind(tokenizer.think_end)
-    return "reasoning" if opened else "normal"
+    opened, closed = tail.rfind(tokenizer.think_start), tail.rfind(tokenizer.think_end)
+    if opened > closed:
+        return "reasoning", False
+    return "normal", closed < 0
 
 
 def _segments(
-    tokenizer: TokenizerWrapper, template: _Template, ids: Sequence[int]
+    tokenizer: TokenizerWrapper, template: Template, ids: Sequence[int]
 ) -> tuple[Segment, ...]:
     """Where mlx_lm.server cuts: after the system messages and before the thinking."""
     segments: list[Segment] = []

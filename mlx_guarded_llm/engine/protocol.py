@@ -17,6 +17,7 @@ from ..models.spec import ModelFiles, Progress
 from ..params import SamplingParams
 from ..request import PromptRequest
 from ..results import Chunk, FinishReason, Usage
+from ..texts import TextsRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,33 @@ class Prepare:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareTexts:
+    """As `Prepare`, for texts that are to be embedded."""
+
+    request_id: str
+    model: str
+    files: ModelFiles
+    texts: TextsRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize:
+    """Encode a prompt and no more. Answer: `Ended`, whose value are its token ids.
+
+    Attributes:
+        prompt: to be templated; or plain text, encoded without special tokens.
+    """
+
+    request_id: str
+    model: str
+    files: ModelFiles
+    prompt: PromptRequest | str
+
+
 @dataclass(frozen=True)
 class Start:
-    """Decode a prepared request; its model is resident. Answer: chunks and `Ended`."""
+    """Run a prepared request; its model is resident. Answer: chunks and `Ended`."""
 
     request_id: str
 
@@ -108,7 +133,8 @@ class Run:
     paused: bool
 
 
-Command = Prepare | Start | Cancel | Load | Unload | Run
+Preparing = Prepare | PrepareTexts | Tokenize
+Command = Preparing | Start | Cancel | Load | Unload | Run
 
 
 # ---- events ---------------------------------------------------------------------------
@@ -129,9 +155,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request's prompt is encoded.
+    """A request's prompt is encoded, or its texts.
 
     Attributes:
+        prompt_tokens: of the prompt, or of the longest text.
         max_tokens: as asked for, or what the context window leaves.
     """
 
@@ -163,13 +190,18 @@ class Ended:
 
     Attributes:
         chunk: the last text, with finish reason and usage; None on an error.
+        value: what it came to when that is no text: vectors, float32 of shape (texts,
+            size), or the token ids of `Tokenize`.
+        usage: token counts, when there is no chunk.
         error: why it failed.
-        prefill: seconds from `Start` to the first token.
+        prefill: seconds from `Start` to the first token, or to the last vector.
         decode: seconds from the first token to the last.
     """
 
     request_id: str
     chunk: Chunk | None = None
+    value: Any = None
+    usage: Usage | None = None
     error: GuardedLLMError | None = None
     prefill: float = 0.0
     decode: float = 0.0
@@ -181,7 +213,7 @@ class Ended:
     @property
     def counts(self) -> Mapping[str, int]:
         """Its token counts by name, as far as they are known."""
-        usage: Usage | None = self.chunk.usage if self.chunk else None
+        usage = self.chunk.usage if self.chunk else self.usage
         return {} if usage is None else asdict(usage)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from . import loading
 from .batch import ContinuousBatch
 from .batchable import batchable
 from .decoder import Decoder, Update
+from .encoder import Embedded, Encoder, EncoderBatch
 from .prefix import PrefixCaches
 from .protocol import EngineOptions
 from .sequential import SequentialDecoder
@@ -37,16 +38,16 @@ class Resident:
 
     name: str
     nbytes: int
-    build: Callable[[], Decoder]
-    decoder: Decoder
+    build: Callable[[], Decoder | EncoderBatch]
+    decoder: Decoder | EncoderBatch
     peak_bytes: int = 0
     told_bytes: int = 0
 
-    def step(self) -> list[Update]:
+    def step(self) -> Sequence[Update | Embedded]:
         """Advance its requests, and measure what that takes."""
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        updates = self.decoder.step()
+        updates: Sequence[Update | Embedded] = self.decoder.step()
         self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - before)
         return updates
 
@@ -132,8 +133,12 @@ class Residency:
 
     def _builder(
         self, model: Any, tokenizer: Any, name: str, files: ModelFiles
-    ) -> Callable[[], Decoder]:
+    ) -> Callable[[], Decoder | EncoderBatch]:
         spec = files.spec
+        if isinstance(model, Encoder):
+            padding = tokenizer.pad_token_id or 0
+            most = self.limits.embed_step_size
+            return lambda: EncoderBatch(model, padding=padding, max_tokens=most)
         loading.check_kv_bits(model, spec)
         together = spec.kv_bits is None and batchable(model)
 

@@ -11,6 +11,7 @@ temperature after them. Nothing here raises: parameters are checked before they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ import mlx.core as mx
 from mlx_lm.sample_utils import LogitsProcessor, make_logits_processors
 
 from ..params import SamplingParams
+from .constraint import Constraint, next_tokens
+from .decoder import Job
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -32,11 +35,20 @@ class Row:
         params: what its caller asked for.
         seed: resolved, never None.
         index: tokens sampled so far; a resumed request starts above 0.
+        constraint: holds the answer to a grammar.
     """
 
     params: SamplingParams
     seed: int
     index: int = 0
+    constraint: Constraint | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> Row:
+        """The state of a request that is about to begin, or to go on."""
+        if job.constraint is not None and job.emitted:
+            job.constraint.feed(job.prompt[-job.emitted :])
+        return cls(job.params, job.seed, job.emitted, job.constraint)
 
     @property
     def greedy(self) -> bool:
@@ -78,7 +90,9 @@ class Picked:
         logprobs, ids, values = self._read
         if not top:
             return logprobs[row], ()
-        best = sorted(zip(ids[row], values[row], strict=True), key=lambda pair: -pair[1])
+        known = zip(ids[row], values[row], strict=True)
+        # A grammar rules tokens out, and what cannot come is no alternative.
+        best = sorted((p for p in known if p[1] > -math.inf), key=lambda pair: -pair[1])
         return logprobs[row], tuple(best[:top])
 
 
@@ -97,6 +111,7 @@ class Rows:
             return mx.array(values, dtype=mx.float32)[:, None]
 
         params = [row.params for row in self.rows]
+        self.constrained = any(row.constraint is not None for row in self.rows)
         self.greedy = all(row.greedy for row in self.rows)
         self.any_greedy = any(row.greedy for row in self.rows)
         self.any_filtered = any(row.filtered for row in self.rows)
@@ -110,6 +125,22 @@ class Rows:
         self.top_p = column([p.top_p for p in params])
         self.top_k = column([p.top_k or float("inf") for p in params])
         self.min_p = column([p.min_p for p in params])
+
+    def constrain(self, logits: mx.array, latest: Sequence[int]) -> mx.array:
+        """Leave each row only the tokens that its grammar allows.
+
+        The device may compute the logits meanwhile: they are not waited for.
+
+        Args:
+            logits: (rows, vocabulary).
+            latest: the token of each row that the logits follow on.
+        """
+        for row, token in zip(self.rows, latest, strict=True):
+            # At first it is the prompt's last.
+            if row.constraint is not None and row.constraint.fed < row.index:
+                row.constraint.feed((token,))
+        bits = next_tokens([row.constraint for row in self.rows])
+        return logits if bits is None else _masked(logits, mx.array(bits))
 
     def pick(self, logits: mx.array) -> Picked:
         """Choose the next token of every row.
@@ -200,6 +231,21 @@ def _top(logprobs: mx.array, k: int) -> tuple[mx.array, mx.array]:
     k = min(k, logprobs.shape[-1])
     ids = mx.argpartition(-logprobs, kth=k - 1, axis=-1)[:, :k]
     return ids, mx.take_along_axis(logprobs, ids, axis=-1)
+
+
+def _masked(logits: mx.array, bits: mx.array) -> mx.array:
+    """The logits, and -inf where a bit is 0.
+
+    Args:
+        logits: (rows, vocabulary).
+        bits: (rows, bytes), lowest bit first; tokens beyond them are masked as well.
+    """
+    powers = mx.array([1 << bit for bit in range(8)], dtype=mx.uint8)
+    allowed = ((bits[:, :, None] & powers) != 0).reshape(len(bits), -1)
+    missing = logits.shape[-1] - allowed.shape[-1]
+    if missing > 0:
+        allowed = mx.pad(allowed, [(0, 0), (0, missing)])
+    return mx.where(allowed[:, : logits.shape[-1]], logits, -math.inf)
 
 
 def _mix(z: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
@@ -30,12 +30,21 @@ class _Stream:
     picked: deque[Picked] = field(default_factory=deque)
     tokens: list[int] = field(default_factory=list)
     steps: Iterator[tuple[Any, Any]] | None = None
+    latest: mx.array | None = None
 
     def sample(self, logprobs: mx.array) -> mx.array:
         """The sampler of `generate_step`, which runs one token ahead of its output."""
+        if self.rows.constrained:
+            mx.async_eval(logprobs)  # type: ignore[no-untyped-call]
+            logprobs = self.rows.constrain(logprobs, self._latest())
         picked = self.rows.pick(logprobs)
+        self.latest = picked.tokens
         self.picked.append(picked)
         return picked.tokens
+
+    def _latest(self) -> list[int]:
+        tokens: Any = [self.job.prompt[-1]] if self.latest is None else self.latest.tolist()
+        return cast("list[int]", tokens)
 
     def close(self) -> None:
         if isinstance(self.steps, Generator):
@@ -83,7 +92,7 @@ class SequentialDecoder:
         if self._kv_bits is None and not chain:
             cache, rest = self._prefix.fetch(job.prompt)
         cache = cache if cache is not None else make_prompt_cache(self._model)
-        rows = Rows([Row(job.params, job.seed, job.emitted)])
+        rows = Rows([Row.of(job)])
         stream = _Stream(job, rows, cache)
         stream.steps = generate_step(
             mx.array(rest),

@@ -8,6 +8,7 @@ from ..results import FinishReason, InvalidToolCall, ToolCall
 from .detokenizer import make_detokenizer
 from .stops import StopFinder
 from .tool_calls import CallReader
+from .tool_format import OURS
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -30,7 +31,7 @@ class Piece(NamedTuple):
         reasoning: new thinking text.
         tool_calls: calls completed here.
         invalid_tool_calls: what stood between tool markers and could not be read.
-        stopped: the answer has reached a stop string; feed no more tokens.
+        stopped: the answer has reached a stop string or its last call; feed no more tokens.
         finish_reason: of the last piece only.
     """
 
@@ -51,9 +52,11 @@ class TextPipeline:
 
     - Stop strings are not looked for in thinking and in tool calls.
     - Newlines between thinking and answer are markup: else a stop of two newlines
-      would end every answer of a thinking model before it began.
+      would end every answer of a thinking model before it began. So are those after a
+      call, which stand between calls.
     - When no tools were offered the markup of a call is ordinary text; after a raw
       prompt everything is.
+    - Without parallel calls the first call ends the answer.
 
     Its state follows from the tokens alone: a new pipeline that was fed the same
     tokens goes on where this one is. Make it on any thread; then only one uses it.
@@ -73,13 +76,11 @@ class TextPipeline:
         self._machine = TextStateMachine
         self._markup: Any = None  # the machine's state; None when there is no markup
         if not prompt.raw:
-            form = tokenizer if prompt.tools else _WithoutTools(tokenizer)
-            self._markup = make_text_state_machine(form).make_state(prompt.initial_state)
+            markup = make_text_state_machine(_Markup(tokenizer, prompt))
+            self._markup = markup.make_state(prompt.initial_state)
         self._state = prompt.initial_state
-        self._after_thinking = False
-        self._calls = CallReader(
-            tokenizer.tool_parser, prompt.tools, has_end_marker=bool(tokenizer.tool_call_end)
-        )
+        self._after_markup = False
+        self._calls = _reader(tokenizer, prompt)
 
     def feed(self, token: int) -> Piece | None:
         """Take the next token; one that ends the answer (EOS) is not fed.
@@ -88,10 +89,10 @@ class TextPipeline:
             What it adds; None when that is nothing yet.
         """
         text = self._detokenizer.add(token)
-        if not text or self._stops.found:
+        if not text or self._over:
             return None
         answer, reasoning = self._sort(self._split(text))
-        if answer or reasoning or self._calls.ready or self._stops.found:
+        if answer or reasoning or self._calls.ready or self._over:
             return self._piece(answer, reasoning)
         return None
 
@@ -103,16 +104,21 @@ class TextPipeline:
                 model made any, and "length" gives way to a stop string.
         """
         answer = reasoning = ""
-        if not self._stops.found:
+        if not self._over:
             answer, reasoning = self._sort(self._rest())
-            answer += self._stops.finish()
+        answer += self._stops.finish()
         if self._state == TOOL:
             self._calls.end_without_marker(reason)
-        if self._stops.found and reason == "length":
+        if self._over and reason == "length":
             reason = "stop"
-        if self._calls.called and reason == "stop":
+        if self._calls.count and reason == "stop":
             reason = "tool_calls"
         return self._piece(answer, reasoning, reason)
+
+    @property
+    def _over(self) -> bool:
+        """A stop string has come, or the last call that may be made."""
+        return self._stops.found or self._calls.full
 
     def _split(self, text: str) -> list[tuple[str, str]]:
         """The text cut at the markers, without them, as (state, text)."""
@@ -136,12 +142,12 @@ class TextPipeline:
         for state, text in segments:
             if state != self._state:
                 self._change_to(state)
+            if self._over:
+                break
             if state == ANSWER:
-                new = text.lstrip("\n") if self._after_thinking else text
-                self._after_thinking = self._after_thinking and not new
+                new = text.lstrip("\n") if self._after_markup else text
+                self._after_markup = self._after_markup and not new
                 answer += self._stops.add(new)
-                if self._stops.found:
-                    break
             elif state == REASONING:
                 reasoning += text
             elif state == TOOL:
@@ -151,27 +157,48 @@ class TextPipeline:
     def _change_to(self, state: str) -> None:
         if self._state == TOOL:
             self._calls.end()
-        self._after_thinking = self._state == REASONING
+        self._after_markup = self._state in (REASONING, TOOL)
         self._state = state
 
     def _piece(
         self, answer: str, reasoning: str, finish_reason: FinishReason | None = None
     ) -> Piece:
         calls, invalid = self._calls.take() if self._calls.ready else ((), ())
-        return Piece(answer, reasoning, calls, invalid, self._stops.found, finish_reason)
+        return Piece(answer, reasoning, calls, invalid, self._over, finish_reason)
 
 
-class _WithoutTools:
-    """A tokenizer's response format as `make_text_state_machine` asks for it, less tools."""
+def _reader(tokenizer: TokenizerWrapper, prompt: Prompt) -> CallReader:
+    form = prompt.tool_format or OURS  # without tools no state leads to it
+    return CallReader(
+        form.parser(tokenizer),
+        prompt.tools,
+        has_end_marker=bool(form.end),
+        at_most=None if prompt.several_calls else 1,
+    )
 
-    has_tool_calling = False
 
-    def __init__(self, tokenizer: TokenizerWrapper) -> None:
-        self.has_thinking = tokenizer.has_thinking
+class _Markup:
+    """A model's response format as `make_text_state_machine` asks for it.
+
+    With the model's own format of calls it is the tokenizer's. Otherwise calls are ours
+    or text, and none begins inside of the thinking.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper, prompt: Prompt) -> None:
+        form = prompt.tool_format
+        native = form is not None and form.native and not prompt.calls_are_forced
+        self.has_tool_calling = form is not None
+        self.tool_call_start = form.start if form else None
+        self.tool_call_end = form.end if form else None
+        self.has_thinking = tokenizer.has_thinking and native
         self.think_start = tokenizer.think_start
         self.think_end = tokenizer.think_end
         self.structural_markers = tokenizer.structural_markers
-        self.response_transitions = {
-            state: [(marker, to) for marker, to in edges if to != TOOL]
+        edges = {
+            state: [(marker, to) for marker, to in edges if native or to != TOOL]
             for state, edges in tokenizer.response_transitions.items()
         }
+        if tokenizer.has_thinking and not native:
+            edges.setdefault(ANSWER, []).append((tokenizer.think_start, REASONING))
+            edges.setdefault(REASONING, []).append((tokenizer.think_end, ANSWER))
+        self.response_transitions = edges

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..results import FinishReason, InvalidToolCall, ToolCall
-
-Parser = Callable[[str, list[Any]], Any]
+from .tool_format import Parser
 
 CUT_OFF = "cut off"
 
@@ -18,27 +17,39 @@ class CallReader:
     """Gathers the text of tool calls and reads each when it ends.
 
     Args:
-        parser: the tokenizer's `tool_parser`, which may return or raise anything.
+        parser: reads the text of a call; it may return or raise anything.
         tools: the tools that were offered; their schemas type the arguments.
         has_end_marker: the format marks the end of a call. Without one (Mistral) a
             call ends where the answer does.
+        at_most: calls that are taken; None takes all.
 
     Attributes:
         ready: calls are waiting to be taken.
-        called: a call could be read.
+        count: calls that could be read.
     """
 
     def __init__(
-        self, parser: Parser, tools: Sequence[Mapping[str, Any]], *, has_end_marker: bool
+        self,
+        parser: Parser,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        has_end_marker: bool,
+        at_most: int | None = None,
     ) -> None:
         self._parser = parser
         self._tools = list(tools)
         self._has_end_marker = has_end_marker
+        self._at_most = at_most
         self._text = ""
         self._calls: list[ToolCall] = []
         self._invalid: list[InvalidToolCall] = []
         self.ready = False
-        self.called = False
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        """No more calls are taken."""
+        return self._at_most is not None and self.count >= self._at_most
 
     def add(self, text: str) -> None:
         """More text of the call that is being written."""
@@ -81,8 +92,9 @@ class CallReader:
         if isinstance(result, InvalidToolCall):
             self._invalid.append(result)
         else:
-            self._calls += result
-            self.called = self.called or bool(result)
+            room = None if self._at_most is None else self._at_most - self.count
+            self._calls += result[:room]
+            self.count += len(result[:room])
         self._text = ""
         self.ready = True
 

@@ -62,7 +62,9 @@ def tolerable(reasons: tuple[str, ...], options: Mapping[str, Any], *, capped: b
         options: what it was asked with.
         capped: the policy says how far `max_tokens` may grow.
     """
-    shaped = any(options.get(name) is not None for name in ("schema", "regex", "grammar"))
+    forced = options.get("tool_choice") not in (None, "auto", "none")
+    formed = any(options.get(name) is not None for name in ("schema", "regex", "grammar"))
+    shaped = forced or formed
     limited = "max_tokens" in options and not capped and not shaped
     return reasons == ("cancelled",) or (reasons == ("length",) and limited)
 

@@ -302,9 +302,10 @@ class Course:
         """A stream broke off after some of it had been passed on.
 
         Raises:
-            AttemptsExhausted: always.
+            AttemptsExhausted: always; `DeadlineExceeded` when time was the reason.
         """
-        exhausted = AttemptsExhausted(
+        late = isinstance(error, RequestTimeout) and self._left() <= 0
+        exhausted = (DeadlineExceeded if late else AttemptsExhausted)(
             f"the answer broke off after part of it was passed on ({_words(error)}).",
             hint="Discard that part; hold_back keeps the beginning until it is safer.",
         )

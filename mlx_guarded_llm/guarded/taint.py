@@ -48,12 +48,14 @@ def taint(
             that called the tool, and what people wrote on nothing.
 
     Returns:
-        One `Taint` for each item, in their order.
+        One `Taint` for each item, in their order. The list shows itself as a table.
 
     Raises:
         InvalidRequest: `rests_on` names a step that is not an earlier one.
     """
-    found: list[Taint] = []
+    from ..display.tables import Taints
+
+    found = Taints()
     for index, item in enumerate(items):
         guard = provenance_of(item)
         if rests_on is not None and index in rests_on:

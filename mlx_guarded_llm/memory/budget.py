@@ -21,6 +21,7 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 PREFIX_SHARE = 0.05
 PREFIX_LIMIT = 4 * 1024**3
 PREFILL_STEP = {"cpu": 512, "gpu": 2048}
+EMBED_STEP = {"cpu": 128, "gpu": 2048}  # larger ones are no faster on a CPU
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Limits:
         budget_bytes: for all of them together.
         prefix_cache_bytes: of that, for KV caches of prompts that begin alike.
         prefill_step_size: prompt tokens computed at once.
+        embed_step_size: tokens of texts to embed computed at once; no more than that.
     """
 
     budget_bytes: int
     prefix_cache_bytes: int
     prefill_step_size: int
+    embed_step_size: int
 
 
 def limits(
@@ -56,9 +59,9 @@ def limits(
     budget = default_budget(device_info) if budget_bytes is None else budget_bytes
     if prefix_cache_bytes is None:
         prefix_cache_bytes = min(int(budget * PREFIX_SHARE), PREFIX_LIMIT)
-    return Limits(
-        budget, prefix_cache_bytes, prefill_step_size or PREFILL_STEP[device_info["device"]]
-    )
+    device = device_info["device"]
+    step = prefill_step_size or PREFILL_STEP[device]
+    return Limits(budget, prefix_cache_bytes, step, min(step, EMBED_STEP[device]))
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:

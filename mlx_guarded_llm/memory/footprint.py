@@ -28,6 +28,7 @@ class Footprint:
         score_bytes: per pair of a chunk's token and a token it attends to.
         logits_bytes: the logits of one token, which the sampler holds in float32.
         overhead_bytes: the least to allow for a prefill, as measured (`Corrections`).
+        whole_texts: it embeds texts, each at once however long it is.
     """
 
     weight_bytes: int
@@ -38,6 +39,7 @@ class Footprint:
     score_bytes: int = 0
     logits_bytes: int = 0
     overhead_bytes: int = 0
+    whole_texts: bool = False
 
     def kv_bytes(self, tokens: int) -> int:
         """Caches of one sequence of that many tokens, without `state_bytes`."""
@@ -72,6 +74,8 @@ def predict(files: ModelFiles) -> Footprint:
 
     What cannot be read off the config is taken on the large side.
     """
+    if files.spec.task == "embed":
+        return _predict_encoder(files)
     config = text_config(files.config)
     module = _language_module(config)
     width = _activation_width(files)
@@ -88,6 +92,21 @@ def predict(files: ModelFiles) -> Footprint:
         activation_bytes=_activation_elements(c) * width,
         score_bytes=_score_bytes(c, width),
         logits_bytes=c.get("vocab_size", default=32000) * 2 * 4,
+    )
+
+
+def _predict_encoder(files: ModelFiles) -> Footprint:
+    """An embedding model keeps nothing of a text; it has no caches and no logits."""
+    c = Numbers(files.config)
+    width = _activation_width(files)
+    return Footprint(
+        weight_bytes=files.weight_bytes,
+        kv_bytes_per_token=0,
+        # Measured: a whole forward pass is computed at once, and frees its arrays late.
+        activation_bytes=(16 * c.hidden + 3 * c.get("intermediate_size", default=4 * c.hidden))
+        * width,
+        score_bytes=c.heads * 4 * 2,  # with the mask and their softmax, in float32
+        whole_texts=True,
     )
 
 

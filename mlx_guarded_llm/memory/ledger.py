@@ -42,6 +42,12 @@ class _Account:
             return 0
         return len(tokens) * (self.footprint.kv_bytes(max(tokens)) + self.footprint.state_bytes)
 
+    def step_bytes(self, chunk: int, *more: int) -> int:
+        """The most a step takes beyond that, when `chunk` tokens are computed at once."""
+        if self.footprint.whole_texts:
+            chunk = max((chunk, *self.running.values(), *more))
+        return self.footprint.prefill_bytes(chunk)
+
     def total_bytes(self, *more: int) -> int:
         """Weights and KV caches, those of `more` included."""
         return self.footprint.weight_bytes + self.kv_bytes(*more)
@@ -78,6 +84,8 @@ class Ledger:
 
     def know_request(self, request_id: str, model: str, tokens: int) -> None:
         """Say how many tokens (prompt and answer) a waiting request may need.
+
+        Of a request for vectors it is the tokens of its longest text.
 
         Raises:
             MemoryRefused: it would not fit even with every other model evicted.
@@ -203,11 +211,11 @@ class Ledger:
     ) -> int:
         """All that these models take, with a candidate that is not among them."""
         total = self.prefix_cache_bytes + sum(account.total_bytes() for account in loaded.values())
-        accounts = [*loaded.values()]
+        peaks = [account.step_bytes(self._prefill_tokens) for account in loaded.values()]
         if candidate is not None:
-            total += candidate.total_bytes(*(() if tokens is None else (tokens,)))
-            accounts.append(candidate)
-        peaks = (account.footprint.prefill_bytes(self._prefill_tokens) for account in accounts)
+            more = () if tokens is None else (tokens,)
+            total += candidate.total_bytes(*more)
+            peaks.append(candidate.step_bytes(self._prefill_tokens, *more))
         return total + max(peaks, default=0)
 
     def _refused(self, what: str, needed: int) -> MemoryRefused:

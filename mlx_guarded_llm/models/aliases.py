@@ -9,6 +9,7 @@ The file holds one table for each name; relative folders count from the file:
     kv_bits = 8
     kv_group_size = 64
     context_window = 4096
+    task = "embed"
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from .spec import Task
 
 KV_BITS = (2, 4, 8)  # what mlx_lm's QuantizedKVCache packs without a remainder
 KV_GROUP_SIZES = (32, 64, 128)
@@ -41,6 +43,7 @@ class Alias:
     kv_bits: int | None = None
     kv_group_size: int = 64
     context_window: int | None = None
+    task: Task | None = None
     source: Path | None = None
 
 
@@ -49,6 +52,7 @@ BUILT_IN: Mapping[str, Alias] = {
     for name, model in {
         "smollm2-135m": "smollm2-135m",
         "smollm2-135m-bf16": "smollm2-135m-bf16",
+        "all-minilm-l6-v2": "all-minilm-l6-v2",
         "deepseek-r1-70b": "mlx-community/DeepSeek-R1-Distill-Llama-70B-4bit",
         "gemma3-1b": "mlx-community/gemma-3-1b-it-4bit",
         "gemma3-4b": "mlx-community/gemma-3-4b-it-4bit",
@@ -176,10 +180,15 @@ def _context_window(value: object) -> str:
     return "" if fine else "a positive integer or None"
 
 
+def _task(value: object) -> str:
+    return "" if value in (None, "generate", "embed") else "'generate', 'embed' or None"
+
+
 _CHECKS: Mapping[str, Callable[[object], str]] = {
     "revision": _text,
     "adapter_path": _folder,
     "kv_bits": _kv_bits,
     "kv_group_size": _kv_group_size,
     "context_window": _context_window,
+    "task": _task,
 }

@@ -57,6 +57,11 @@ def check_supported(config: Mapping[str, Any]) -> None:
         )
 
 
+def runs(config: Mapping[str, Any]) -> bool:
+    """Whether mlx-lm has the architecture of a model."""
+    return module_name(config["model_type"], config.get("architectures")) in _known_types()
+
+
 def _quantisation_method(config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
@@ -75,7 +80,12 @@ def module_name(model_type: str, architectures: object) -> str:
 
 
 @cache
-def _folder() -> Path:
+def mlx_lm_folder() -> Path:
+    """Where the installed mlx-lm lies.
+
+    Raises:
+        ModelUnsupported: it is not installed.
+    """
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
         raise ModelUnsupported(
@@ -88,7 +98,7 @@ def _folder() -> Path:
 def _tables() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """MODEL_REMAPPING and MODEL_ARCHITECTURE_REMAPPING of mlx_lm/utils.py."""
     tables: dict[str, Any] = {"MODEL_REMAPPING": {}, "MODEL_ARCHITECTURE_REMAPPING": {}}
-    source = (_folder() / "utils.py").read_text(encoding="utf-8")
+    source = (mlx_lm_folder() / "utils.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
@@ -106,6 +116,6 @@ def _known_types() -> frozenset[str]:
     )
     return frozenset(
         file.stem
-        for file in (_folder() / "models").glob("*.py")
+        for file in (mlx_lm_folder() / "models").glob("*.py")
         if pattern.search(file.read_text(encoding="utf-8"))
     )

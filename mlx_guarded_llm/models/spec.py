@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+Kind = Literal["folder", "hub", "embedded"]
+Task = Literal["generate", "embed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -22,16 +25,18 @@ class ModelSpec:
         kv_bits: quantise the KV cache to this many bits; None keeps it whole.
         kv_group_size: elements that share a scale in a quantised KV cache.
         context_window: overrides what the config says.
+        task: what it is to do: "generate" answers, or "embed" texts.
     """
 
     name: str
-    kind: Literal["folder", "hub", "embedded"]
+    kind: Kind
     location: str
     revision: str | None = None
     adapter_path: str | None = None
     kv_bits: int | None = None
     kv_group_size: int = 64
     context_window: int | None = None
+    task: Task = "generate"
 
     def unnamed(self) -> ModelSpec:
         """What two names have in common when they mean one model."""
@@ -50,6 +55,7 @@ class ModelFiles:
         weight_bytes: bytes of all tensors, adapters included.
         fingerprint: changes whenever the weights, config or adapters change.
         context_window: tokens the model can attend to.
+        revision: commit of the repository it came from, or "".
     """
 
     spec: ModelSpec
@@ -59,6 +65,7 @@ class ModelFiles:
     weight_bytes: int
     fingerprint: str
     context_window: int
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,20 @@ class Progress:
     """How far a long operation has come.
 
     Attributes:
-        stage: "download", "import", "verify", "load" or "prefill".
-        done: bytes (tokens for "prefill") finished.
-        total: bytes or tokens in all; None when unknown.
+        stage: "download", "import", "verify", "load", "prefill" or "embed".
+        done: bytes (tokens for "prefill", texts for "embed") finished.
+        total: of them in all; None when unknown.
+        model: whose it is; a backend fills it in.
+        request_id: whose prefill or texts they are; "" for what a model's users share.
+        over: a backend's word that the stage goes no further, finished or not.
     """
 
     stage: str
     done: int
     total: int | None
+    model: str = ""
+    request_id: str = ""
+    over: bool = False
 
 
 OnProgress = Callable[[Progress], None]

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ModelInvalid, ModelUnsupported
 from .architectures import check_supported
+from .encoders import check_encoder, encoder_window, only_embeds
 from .safetensors import BrokenFile, Header, read_header
 from .spec import ModelFiles, ModelSpec, OnProgress, Progress
 
@@ -67,7 +68,7 @@ def _verify(spec: ModelSpec, folder: Path, progress: OnProgress | None) -> Model
             f"{spec.name}: {folder} is half-fetched, {leftover} is left over.", hint=_repair(spec)
         )
     raw_config, config = _read_config(spec, folder / "config.json")
-    check_supported(config)
+    _check_task(spec, config, folder)
     files = _weight_files(spec, folder, names)
     headers: dict[Path, Header] = {}
     total = sum(file.stat().st_size for file in files)
@@ -95,7 +96,35 @@ def _verify(spec: ModelSpec, folder: Path, progress: OnProgress | None) -> Model
         weight_files=tuple(files),
         weight_bytes=sum(t.nbytes for h in headers.values() for t in h.tensors.values()),
         fingerprint=digest.hexdigest()[:32],
-        context_window=spec.context_window or _context_window(config, folder),
+        context_window=spec.context_window or _window(spec, config, folder),
+        revision=folder.name if spec.kind == "hub" else "",
+    )
+
+
+def _check_task(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> None:
+    """An embedding model does not generate, nor the other way round."""
+    if spec.task == "embed":
+        check_encoder(config, folder)
+    elif only_embeds(config):
+        raise not_generating(spec.name)
+    else:
+        check_supported(config)
+
+
+def is_embedder(folder: Path) -> bool:
+    """Whether a folder holds a model that can embed texts and do nothing else."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return isinstance(config["model_type"], str) and only_embeds(config)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False  # `verify` says what is wrong with it
+
+
+def not_generating(name: str) -> ModelUnsupported:
+    """The error for an embedding model that is asked to generate."""
+    return ModelUnsupported(
+        f"{name} is an embedding model and cannot generate.",
+        hint="Get vectors from it with embed(), or name a language model.",
     )
 
 
@@ -255,6 +284,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, dict):
             return {**config, **inner}
     return dict(config)
+
+
+def _window(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> int:
+    window = _context_window(config, folder)
+    return encoder_window(config, folder, window) if spec.task == "embed" else window
 
 
 def _context_window(config: Mapping[str, Any], folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -41,6 +42,14 @@ def render_text(timeline: Timeline, width: int | None = None) -> RenderableType:
         Something that `rich` prints.
     """
     return _Chart(timeline, width)
+
+
+def plain_text(timeline: Timeline, width: int = 100) -> str:
+    """The same without colours, as one string."""
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as captured:
+        console.print(render_text(timeline))
+    return captured.get()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .events import Event
 from .lives import JobLife, Lives, RequestLife, read
@@ -74,6 +74,12 @@ class Timeline:
         from .text import render_text
 
         return render_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """In IPython's terminal."""
+        from .text import plain_text
+
+        printer.text(plain_text(self))
 
     def _repr_html_(self) -> str:
         from .svg import render_svg

@@ -2,9 +2,11 @@
 
     make_tiny_model(folder)                       random weights, any supported type
     make_scripted_model(folder, "The answer.")    answers exactly that, to any prompt
+    make_tiny_embedder(folder)                    vectors of texts
 
-Both are normal folders that `mlx_lm.load` reads. No MLX is used to write them:
-only one thread of a process may touch MLX, and in a test that is the engine's.
+The first two are normal folders that `mlx_lm.load` reads, the last is one for
+mlx-embeddings. No MLX is used to write them: only one thread of a process may touch MLX,
+and in a test that is the engine's.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from mlx_guarded_llm.testing.architectures import ARCHITECTURES, Architecture, S
 from mlx_guarded_llm.testing.chat_templates import Thinking, choose_template
 from mlx_guarded_llm.testing.quantize import quantize
 from mlx_guarded_llm.testing.scripted import make_scripted_model
+from mlx_guarded_llm.testing.tiny_embedder import make_tiny_embedder
 from mlx_guarded_llm.testing.tokenizer_files import (
     Vocabulary,
     build_vocabulary,
@@ -28,7 +31,7 @@ from mlx_guarded_llm.testing.tokenizer_files import (
     write_tokenizer,
 )
 
-__all__ = ["make_scripted_model", "make_tiny_model"]
+__all__ = ["make_scripted_model", "make_tiny_embedder", "make_tiny_model"]
 
 Tensors = dict[str, npt.NDArray[Any]]
 

@@ -230,10 +230,10 @@ class TestPrompts:
         assert events(backend, "load.") == [], "known before a load"
         assert answers(backend, model)
 
-    def test_tools_for_a_model_that_has_none(self, backend: Backend, tiny: MakeModel) -> None:
+    def test_tools_for_a_base_model(self, backend: Backend, tiny: MakeModel) -> None:
         tools = [{"type": "function", "function": {"name": "f"}}]
         with pytest.raises(InvalidRequest) as caught:
-            backend.generate(tiny(), "Hello", tools=tools)
+            backend.generate(tiny(chat_template=None), "Hello", tools=tools)
         assert caught.value.hint
 
 
@@ -283,6 +283,13 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"tools": [{"name": "f"}]},
     {"tool_choice": "required"},
     {"tool_choice": 3},
+    {"parallel_tool_calls": "yes"},
+    {"schema": "{}"},
+    {"schema": [1]},
+    {"schema": {"enum": [object()]}},
+    {"regex": ""},
+    {"regex": 3},
+    {"grammar": ["start: /a/"]},
     {"template_kwargs": {"messages": []}},
     {"template_kwargs": [1]},
     {"timeout": -1},
@@ -343,6 +350,10 @@ class TestOptions:
         with pytest.raises(ModelInvalid):
             backend.load(tiny(), adapter_path="/no/such/folder")
         assert answers(backend, tiny())
+
+    def test_two_forms_for_one_answer(self, backend: Backend, tiny: MakeModel) -> None:
+        with pytest.raises(InvalidRequest, match="schema and regex are given"):
+            backend.generate(tiny(), "Hello", schema={}, regex="a")
 
     @pytest.mark.parametrize(
         "options",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend, Chunk, Result
+from mlx_guarded_llm.testing.chat_templates import chatml
 from tests.conftest import MakeModel
 from tests.engine._backend import events, raw_tokens, text_of, tokens_of, wait_until
 
@@ -112,8 +113,10 @@ async def test_tool_calls(backend: Backend, scripted: MakeModel, way: str) -> No
     assert result.finish_reason == "tool_calls" and result.invalid_tool_calls == ()
 
 
-def test_a_call_that_is_no_json(backend: Backend, scripted: MakeModel) -> None:
-    model = scripted('<tool_call>\n{"name": "get_weather", "arg\n</tool_call>', tools=True)
+def test_a_call_that_cannot_be_read(backend: Backend, scripted: MakeModel) -> None:
+    # A format that is no JSON: of one that is, a grammar leaves no wrong calls.
+    template = "{# <tool_call>\n<function= #}" + chatml(tools=True)
+    model = scripted("<tool_call>\nget_weather\n</tool_call>", tools=True, chat_template=template)
     result = backend.generate(model, "Weather?", tools=[WEATHER])
     assert result.tool_calls == () and len(result.invalid_tool_calls) == 1
     assert result.finish_reason == "stop"

@@ -1,5 +1,6 @@
 """Templating and encoding of prompts."""
 
+import json
 import pickle
 from itertools import chain
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm.engine.prompt import Prompt, encode_prompt, fit_max_tokens
+from mlx_guarded_llm.engine.tool_format import OURS, native_format
 from mlx_guarded_llm.errors import ContextOverflow, InvalidRequest, ModelInvalid, NoChatTemplate
 from mlx_guarded_llm.request import PromptRequest
 from mlx_guarded_llm.testing.chat_templates import chatml
@@ -191,23 +193,80 @@ def test_tool_choice_none_hides_the_tools() -> None:
     assert encode(tokenizer, "Hi", tools=[TOOL], tool_choice="required").tools == (TOOL,)
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "reason"),
-    [
-        (plain, "cannot read tool calls"),
-        (base, "no chat template"),
-        (
-            lambda: byte_level(
-                "{# <tool_call> tool_call.name #}" + chatml(), added=("<tool_call>", "</tool_call>")
-            ),
-            "does not show them",
-        ),
-    ],
-)
-def test_tools_are_never_dropped_in_silence(tokenizer: Any, reason: str) -> None:
-    with pytest.raises(InvalidRequest, match=reason) as caught:
-        encode(tokenizer(), "Hi", tools=[TOOL])
+def mute() -> Any:
+    """mlx-lm can read its calls, but its template shows no tools."""
+    return byte_level(
+        "{# <tool_call> tool_call.name #}" + chatml(), added=("<tool_call>", "</tool_call>")
+    )
+
+
+@pytest.mark.parametrize("tokenizer", [plain, mute])
+def test_tools_are_described_where_the_template_does_not_show_them(tokenizer: Any) -> None:
+    prompt = encode(tokenizer(), [SYSTEM, USER], tools=[TOOL])
+    shown = tokenizer().decode(prompt.token_ids)
+    assert shown.startswith("<|im_start|>system\nBe kind.\n\n# Tools\n")
+    assert json.dumps(TOOL) in shown
+    assert (prompt.tools, prompt.tool_format) == ((TOOL,), OURS)
+    assert text(tokenizer(), [USER], tools=[TOOL]).startswith("<|im_start|>system\n# Tools")
+    assert "# Tools" not in text(tokenizer(), [USER], tools=[TOOL], tool_choice="none")
+
+
+def test_tools_are_described_to_the_user_where_there_is_no_system_message() -> None:
+    strict = byte_level(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    shown = text(strict, [USER], tools=[TOOL])
+    assert shown.startswith("user: # Tools")
+    assert shown.endswith("\n\nHi\n")
+    with pytest.raises(InvalidRequest, match="no system"):
+        encode(strict, [SYSTEM, USER], tools=[TOOL])
+
+
+@pytest.mark.parametrize("tools", [[], [TOOL]])
+def test_calls_are_text_where_the_template_does_not_know_them(tools: Any) -> None:
+    second = {"role": "tool", "tool_call_id": "x", "content": "windy"}
+    shown = text(plain(), [*ASKED, second], tools=tools)
+    assert (
+        "<|im_start|>assistant\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n"
+        "<tool_response>\nwindy\n</tool_response><|im_end|>\n"
+    ) in shown
+
+
+def test_what_is_said_before_a_call_stays() -> None:
+    asked = [USER, {**ASKED[1], "content": "Let me look."}, ASKED[2]]
+    assert "assistant\nLet me look.\n<tool_call>\n{" in text(plain(), asked)
+
+
+def test_tools_need_a_template() -> None:
+    with pytest.raises(InvalidRequest, match="no chat template") as caught:
+        encode(base(), "Hi", tools=[TOOL])
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("parser", ["qwen3_coder", "pythonic", "mistral"])
+def test_a_call_in_a_format_that_is_no_json_is_forced_in_ours(parser: str) -> None:
+    offered = encode(caller(parser), "Hi", tools=[TOOL])
+    assert offered.tool_format == native_format(caller(parser))
+    assert not offered.calls_are_forced
+    forced = encode(caller(parser), "Hi", tools=[TOOL], tool_choice="required")
+    assert forced.tool_format == OURS
+    assert forced.calls_are_forced
+    native = encode(caller("json_tools"), "Hi", tools=[TOOL], tool_choice="required")
+    assert native.tool_format == native_format(caller("json_tools"))
+
+
+def test_a_named_function_is_the_only_one_and_called_once() -> None:
+    other = {"type": "function", "function": {"name": "other"}}
+    choice = {"type": "function", "function": {"name": "weather"}}
+    prompt = encode(plain(), "Hi", tools=[TOOL, other], tool_choice=choice)
+    assert prompt.tools == (TOOL,)
+    assert not prompt.several_calls
+    assert encode(plain(), "Hi", tools=[TOOL, other], tool_choice="required").several_calls
+    one = encode(plain(), "Hi", tools=[TOOL], parallel_tool_calls=False)
+    assert not one.several_calls
 
 
 def test_mistral_gets_ids_it_accepts() -> None:
@@ -242,6 +301,16 @@ def test_the_initial_state_without_a_recognisable_turn() -> None:
         added=THINK,
     )
     assert encode(fickle, "Hi").initial_state == "reasoning"
+
+
+def test_the_model_may_open_its_thinking() -> None:
+    assert encode(thinker(), "Hi").may_think
+    assert encode(thinker(), "What is </think>?").may_think
+    assert not encode(thinker(), "Hi", thinking=False).may_think
+    assert not encode(thinker(True), "Hi").may_think
+    assert not encode(plain(), "Hi").may_think
+    closed = encode(thinker(), "Hi", template_kwargs={"enable_thinking": False})
+    assert not closed.may_think
 
 
 def parts(tokenizer: Any, prompt: Prompt) -> list[tuple[str, str]]:

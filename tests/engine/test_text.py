@@ -239,6 +239,47 @@ def test_several_calls_and_text_between(parser: str) -> None:
     assert sum(len(piece.tool_calls) > 0 for piece in answer.pieces[:-1]) == 3
 
 
+def test_newlines_between_calls_are_markup() -> None:
+    one = marked("json_tools", CALLS["json_tools"])
+    answer = Answer(caller("json_tools"), f"Well,\n{one}\n{one}\n\nDone.\n")
+    assert answer.called() == [("weather", CITY)] * 2
+    assert answer.text == "Well,\nDone.\n"
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_one_call_ends_an_answer_that_may_have_only_one(parser: str) -> None:
+    tokenizer = caller(parser)
+    one = marked(parser, CALLS[parser])
+    prompt = chat(tokenizer, parallel_tool_calls=False)
+    answer = Answer(tokenizer, f"a EN{one} END {one}", prompt=prompt, stop=(" END",))
+    assert answer.called() == [("weather", CITY)]
+    assert answer.text == "a EN"
+    assert answer.reason == "tool_calls"
+    if parser != "mistral":  # its calls end where the answer does
+        assert answer.stopped
+        cut = Answer(tokenizer, one, prompt=prompt, reason="length")
+        assert cut.reason == "tool_calls"
+
+
+def test_a_forced_call_is_not_begun_inside_of_the_thinking() -> None:
+    tokenizer = caller("json_tools")
+    one = marked("json_tools", CALLS["json_tools"])
+    prompt = chat(tokenizer, tool_choice="required")
+    answer = Answer(tokenizer, f"<think>say {one}?</think>{one}", prompt=prompt)
+    assert answer.called() == [("weather", CITY)]
+    assert answer.reasoning == f"say {one}?"
+    free = Answer(tokenizer, f"<think>say {one}?")
+    assert free.called() == [("weather", CITY)]
+
+
+@pytest.mark.parametrize("parser", ["mistral", "qwen3_coder", "pythonic"])
+def test_a_forced_call_is_read_in_our_format(parser: str) -> None:
+    tokenizer = caller(parser)
+    prompt = chat(tokenizer, tool_choice="required")
+    answer = Answer(tokenizer, marked("json_tools", CALLS["json_tools"]), prompt=prompt)
+    assert answer.called() == [("weather", CITY)]
+
+
 DAY_ONE, DAY_TWO = ({"name": "weather", "arguments": {"days": day}} for day in (1, 2))
 
 

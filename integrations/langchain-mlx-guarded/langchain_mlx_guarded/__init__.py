@@ -1,7 +1,17 @@
-"""The LangChain adapter of mlx-guarded-llm, which is not there yet.
+"""LangChain on MLX: chat models and embeddings that say where an answer came from.
 
-This package can be imported and holds its version only. `ChatMLXGuarded` comes with a later
-version; until then, use `mlx_guarded_llm.Backend`.
+    from langchain_mlx_guarded import ChatMLXGuarded
+
+    chat = ChatMLXGuarded(model="smollm2-135m", max_tokens=32)
+    print(chat.invoke("What is the capital of France?").content)
+
+`langchain_mlx_guarded.middleware` has the middleware for agents; it needs langchain.
 """
 
+from .candidate import LangChainCandidate
+from .chat_models import ChatMLXGuarded
+from .embeddings import MLXGuardedEmbeddings
+
 __version__ = "0.1.0"
+
+__all__ = ["ChatMLXGuarded", "LangChainCandidate", "MLXGuardedEmbeddings"]

@@ -40,6 +40,7 @@ class Footprint:
     per_token: int = 1
     state_bytes: int = 0
     prefill: int = 0
+    whole_texts: bool = False
 
     def kv_bytes(self, tokens: int) -> int:
         return self.per_token * tokens

@@ -77,7 +77,11 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 def guarded(faults: dict[str, list[Any]], **options: Any) -> tuple[GuardedLLM, FaultyBackend]:
     """With `hold_back` so large that streams retry like whole answers."""
     backend: Any = FaultyBackend(faults=faults, answers=ANSWERS)
-    settings: dict[str, Any] = {"fallbacks": ["small"], "retry": SOON, "hold_back": math.inf} | options
+    settings: dict[str, Any] = {
+        "fallbacks": ["small"],
+        "retry": SOON,
+        "hold_back": math.inf,
+    } | options
     return GuardedLLM(backend, "big", **settings), backend
 
 

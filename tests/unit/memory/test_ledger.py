@@ -22,6 +22,7 @@ class Footprint:
     per_token: int = 1
     state_bytes: int = 0
     prefill_per_token: int = 0
+    whole_texts: bool = False
 
     def kv_bytes(self, tokens: int) -> int:
         return self.per_token * tokens
@@ -150,6 +151,23 @@ def test_a_refusal_names_who_stays_and_counts_each_peak_once() -> None:
     assert "new with 5 tokens of context beside pinned needs" in str(error)
     assert "beside" not in str(room.refusal("new", ("idle", "pinned")))
     assert room.refusal("new", ()).needed_bytes == 1 + 10 + 10 + 20 + 2
+
+
+def test_a_text_is_counted_whole_however_long() -> None:
+    room = Ledger(1000, prefill_tokens=10)
+    embedder = Footprint(100, per_token=0, prefill_per_token=2, whole_texts=True)
+    room.know_model("e", embedder)  # type: ignore[arg-type]
+    room.reserve_load("e")
+    assert room.used_bytes == 100 + 2 * 10
+    start(room, "short", "e", 5)
+    assert room.used_bytes == 100 + 2 * 10
+    assert room.needed_bytes("e", 300) == 100 + 2 * 300
+    start(room, "long", "e", 300)
+    assert (room.used_bytes, room.model_bytes("e")) == (100 + 2 * 300, 100)
+    with pytest.raises(MemoryRefused, match="500 tokens"):
+        room.know_request("longer", "e", 500)
+    room.release_start("long")
+    assert room.used_bytes == 100 + 2 * 10
 
 
 def test_a_forgotten_request_wants_nothing() -> None:

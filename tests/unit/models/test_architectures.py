@@ -53,7 +53,7 @@ def test_foreign_quantisation_is_refused_by_name() -> None:
 
 @pytest.fixture
 def stub_mlx_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    caches = (architectures._folder, architectures._tables, architectures._known_types)
+    caches = (architectures.mlx_lm_folder, architectures._tables, architectures._known_types)
     spec = importlib.machinery.ModuleSpec("mlx_lm", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
@@ -82,7 +82,7 @@ def test_architecture_names_choose_a_module(stub_mlx_lm: Path) -> None:
 
 
 def test_without_mlx_lm_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    architectures._folder.cache_clear()
+    architectures.mlx_lm_folder.cache_clear()
     architectures._known_types.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelUnsupported, match="not installed"):

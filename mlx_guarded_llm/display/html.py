@@ -1,0 +1,80 @@
+"""Pieces of HTML that look right on a light and on a dark page, without scripts or styles
+of the page: text takes the page's colour, and what stands out has a mid tone.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from ..record import words
+
+_ALARM = "#e05252"  # the timeline's colour of failures
+_CELL = "padding:.2em .9em .2em 0;border:0"
+
+
+def text(value: object) -> str:
+    """`value` as one line of text."""
+    return html.escape(words.one_line(str(value)))
+
+
+def alarm(markup: str) -> str:
+    """What must not be overlooked."""
+    return f'<b style="color:{_ALARM}">{markup}</b>'
+
+
+def small(markup: str) -> str:
+    """A line under something more important."""
+    return f'<div style="font-size:85%;opacity:.75;margin-top:.4em">{markup}</div>'
+
+
+def folded(title: str, markup: str, *, opened: bool = False) -> str:
+    """A block that is shown when its title is clicked."""
+    state = " open" if opened else ""
+    return (
+        f'<details{state} style="margin:.3em 0"><summary style="cursor:pointer;opacity:.75">'
+        f"{title}</summary>{markup}</details>"
+    )
+
+
+def verbatim(value: str) -> str:
+    """Text with its line breaks, as it was written."""
+    return (
+        f'<div style="white-space:pre-wrap;opacity:.75;margin:.3em 1em">{html.escape(value)}</div>'
+    )
+
+
+def markdown(value: str) -> str:
+    """Text of a model, with its Markdown drawn.
+
+    HTML in it is shown and not obeyed, and no picture is fetched: a model's answer may
+    come from a document that somebody else wrote.
+    """
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("js-default", {"breaks": True}).disable("image")
+    return str(reader.render(value))
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
+) -> str:
+    """A table.
+
+    Args:
+        head: names of the columns, plain text. A column that holds nothing is left out.
+        rows: cells of each row, HTML.
+        numbers: indexes of the columns that hold numbers, set to the right.
+    """
+    shown = [column for column in range(len(head)) if any(cells[column] for cells in rows)]
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        sides = ("right" if column in numbers else "left" for column in shown)
+        return "".join(
+            f'<{tag} style="{_CELL};text-align:{side}">{cells[column]}</{tag}>'
+            for column, side in zip(shown, sides, strict=True)
+        )
+
+    body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
+    heads = row("th", [text(name) for name in head])
+    return f'<table style="border:0"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'

@@ -1,0 +1,297 @@
+"""Retries and fallbacks, ours and the framework's, over a backend that fails as planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core import exceptions as theirs
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, FakeListChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field
+
+from langchain_mlx_guarded import ChatMLXGuarded
+from mlx_guarded_llm import RetryPolicy, taint
+from mlx_guarded_llm.errors import (
+    AttemptsExhausted,
+    DegradedAnswer,
+    EngineDied,
+    FallbackRefused,
+    QueueFull,
+)
+from mlx_guarded_llm.testing.faulty import EMPTY, LOOP, Broken, FaultyBackend, Says
+
+from .test_chat_models import each_way, way_ainvoke, way_astream, way_invoke, way_stream
+
+SOON = RetryPolicy(initial_wait=0, jitter=0)
+
+
+class Cloud(BaseChatModel):
+    """A chat model of another package. It keeps what it was asked."""
+
+    error: Any = None
+    answer: Any = "About forty."
+    seen: list[Any] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "cloud"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        return {"ls_provider": "cloud", "ls_model_name": "cloud-1", "ls_model_type": "chat"}
+
+    def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kwargs: Any) -> Any:
+        return self.bind(tools=list(tools), tool_choice=tool_choice, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        self.seen.append((messages, {"stop": stop, **kwargs}))
+        if self.error is not None:
+            raise self.error
+        message = self.answer if isinstance(self.answer, AIMessage) else AIMessage(self.answer)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def dead() -> EngineDied:
+    return EngineDied("it aborted.")
+
+
+def make(faults: dict[str, list[Any]], **options: Any) -> tuple[ChatMLXGuarded, FaultyBackend]:
+    answers = {"big": "Forty two.", "small": "About forty."}
+    backend: Any = FaultyBackend(faults=faults, answers=answers)
+    settings: dict[str, Any] = {"retry": SOON, "hold_back": 1000} | options
+    return ChatMLXGuarded(model="big", backend=backend, **settings), backend
+
+
+@each_way
+async def test_a_failed_call_is_tried_again_and_the_answer_tells(ask: Any) -> None:
+    chat, backend = make({"big": [dead(), dead()]})
+    message = await ask(chat, "6 * 7?")
+    assert message.content == "Forty two."
+    attempts = message.response_metadata["guard"]["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["error", "error", "ok"]
+    assert len(backend.calls) == 3
+
+
+@each_way
+async def test_max_retries_is_the_number_of_further_attempts(ask: Any) -> None:
+    for retries in (0, 1, 3):
+        chat, backend = make({"big": [dead()] * 9}, retry=None, max_retries=retries)
+        chat.retry = RetryPolicy(attempts=chat._policy().attempts, initial_wait=0, jitter=0)
+        with pytest.raises(AttemptsExhausted) as caught:
+            await ask(chat, "6 * 7?")
+        assert len(backend.calls) == retries + 1
+        assert isinstance(caught.value, theirs.ModelError)
+        assert not caught.value.is_retryable
+        assert isinstance(caught.value.__cause__, EngineDied)
+
+
+@each_way
+async def test_a_fallbacks_answer_is_an_error_that_carries_it(ask: Any) -> None:
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=["small"])
+    with pytest.raises(FallbackRefused) as caught:
+        await ask(chat, "6 * 7?")
+    assert caught.value.answer.text == "About forty."
+    assert isinstance(caught.value, theirs.ModelError)
+
+
+@each_way
+async def test_a_marked_fallback_says_who_answered(ask: Any) -> None:
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=["small"], on_fallback="mark")
+    message = await ask(chat, "6 * 7?")
+    assert message.content == "About forty."
+    assert message.response_metadata["model_name"] == "small"
+    guard = message.response_metadata["guard"]
+    assert (guard["requested_model"], guard["served_model"]) == ("big", "small")
+    assert guard["fallback"] is True
+    assert taint([message])[0].own == ("fallback",)
+
+
+@each_way
+async def test_a_degraded_answer_is_an_error_or_marked(ask: Any) -> None:
+    chat, _ = make({"big": [EMPTY] * 3})
+    with pytest.raises(DegradedAnswer) as caught:
+        await ask(chat, "6 * 7?")
+    assert caught.value.reasons == ("empty",)
+    chat, _ = make({"big": [LOOP] * 3}, on_degraded="mark")
+    message = await ask(chat, "6 * 7?")
+    assert message.response_metadata["guard"]["degraded"] == ["loop"]
+
+
+@each_way
+async def test_the_callers_own_check_is_asked(ask: Any) -> None:
+    chat, backend = make({"big": [Says("No idea.")]}, accept=lambda r: "two" in r.text)
+    assert (await ask(chat, "6 * 7?")).content == "Forty two."
+    assert len(backend.calls) == 2
+    chat, _ = make({})
+    with pytest.raises(DegradedAnswer):
+        await ask(chat, "6 * 7?", accept=lambda r: False)
+
+
+@pytest.mark.parametrize("ask", [way_stream, way_astream])
+async def test_a_stream_that_breaks_after_its_first_chunk_is_an_error(ask: Any) -> None:
+    chat, backend = make({"big": [Broken(dead(), pieces=2)]}, hold_back=0)
+    with pytest.raises(AttemptsExhausted, match="broke off"):
+        await ask(chat, "6 * 7?")
+    assert len(backend.calls) == 1
+    chat, _ = make({"big": [Broken(dead(), pieces=2)]}, hold_back=100)
+    assert (await ask(chat, "6 * 7?")).content == "Forty two."
+
+
+# ---- any chat model as a fallback ---------------------------------------------------------
+
+
+@each_way
+async def test_a_chat_model_of_another_package_is_a_fallback(ask: Any) -> None:
+    cloud = Cloud()
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[cloud], on_fallback="mark")
+    history = [
+        ("user", "6 * 7?"),
+        AIMessage("", tool_calls=[{"name": "mul", "args": {"a": 6}, "id": "c1"}]),
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    ]
+    message = await ask(chat, history, stop=["\n"])
+    assert message.content == "About forty."
+    guard = message.response_metadata["guard"]
+    assert guard["served_model"] == "cloud-1"
+    assert guard["fallback"] is True
+    assert guard["attempts"][-1]["model"] == "cloud-1"
+    ((messages, options),) = cloud.seen
+    assert [m.type for m in messages] == ["human", "ai", "tool"]
+    assert messages[1].tool_calls[0]["args"] == {"a": 6}
+    assert options == {"stop": ["\n"]}
+
+
+@each_way
+async def test_its_tools_and_calls_are_translated(ask: Any) -> None:
+    call = {"name": "mul", "args": {"a": 6}, "id": "c9", "type": "tool_call"}
+    cloud = Cloud(answer=AIMessage("", tool_calls=[call]))
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[cloud], on_fallback="mark")
+
+    def mul(a: int) -> int:
+        """Multiply."""
+        return a
+
+    message = await ask(chat.bind_tools([mul], tool_choice="any"), "6 * 7?")
+    assert message.tool_calls == [call]
+    options = cloud.seen[0][1]
+    assert options["tool_choice"] == "any"
+    assert options["tools"][0]["function"]["name"] == "mul"
+    named = chat.bind_tools([mul], tool_choice="mul")
+    chat.backend = make({"big": [dead()] * 3})[0].backend
+    await ask(chat.bind(**named.kwargs), "6 * 7?")  # type: ignore[attr-defined]
+    assert cloud.seen[1][1]["tool_choice"] == "mul"
+
+
+@each_way
+async def test_its_object_is_checked_against_the_schema(ask: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    call = {"name": "Answer", "args": {"n": 42}, "id": "c9", "type": "tool_call"}
+    good = Cloud(answer=AIMessage("", tool_calls=[call]))
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[good], on_fallback="mark")
+    message = await ask(chat, "6 * 7?", schema=schema)
+    assert message.content == '{"n": 42}'
+    assert message.tool_calls == []
+    bad = Cloud(answer=AIMessage("forty two"))
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[bad], on_fallback="mark")
+    with pytest.raises(DegradedAnswer) as caught:
+        await ask(chat, "6 * 7?", schema=schema)
+    assert "schema" in caught.value.reasons
+
+
+@each_way
+async def test_one_without_tools_or_objects_does_what_it_can(ask: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    writer = FakeListChatModel(responses=['{"n": 42}'])
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[writer], on_fallback="mark")
+    assert (await ask(chat, "6 * 7?", schema=schema)).content == '{"n": 42}'
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[writer], on_fallback="mark")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    with pytest.raises(AttemptsExhausted) as caught:
+        await ask(chat, "6 * 7?", tools=tools)
+    assert caught.value.guard is not None
+    assert [a.model for a in caught.value.guard.attempts] == ["big"] * 3 + ["FakeListChatModel"]
+
+
+@each_way
+async def test_what_it_cannot_be_held_to_is_not_asked_of_it(ask: Any) -> None:
+    cloud = Cloud()
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[cloud], on_fallback="mark")
+    with pytest.raises(AttemptsExhausted):
+        await ask(chat, "6 * 7?", regex="[0-9]+")
+    assert cloud.seen == []
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (theirs.ModelRateLimitError("busy"), 3),
+        (ConnectionError("gone"), 3),
+        (theirs.ModelAuthenticationError("who?"), 1),
+    ],
+)
+async def test_its_errors_are_retried_as_langchain_classifies_them(
+    ask: Any, error: Exception, attempts: int
+) -> None:
+    cloud = Cloud(error=error)
+    chat, _ = make({"big": [dead()] * 3}, fallbacks=[cloud], on_fallback="mark")
+    with pytest.raises(AttemptsExhausted) as caught:
+        await ask(chat, "6 * 7?")
+    assert len(cloud.seen) == attempts
+    assert caught.value.guard is not None
+    assert type(error).__name__ in caught.value.guard.attempts[-1].error
+
+
+# ---- the framework's own retries and fallbacks ---------------------------------------------
+
+
+def is_retryable(error: BaseException) -> bool:
+    return bool(getattr(error, "is_retryable", False))
+
+
+@pytest.mark.parametrize("ask", [way_invoke, way_ainvoke])
+async def test_with_retry_does_not_multiply_attempts(ask: Any) -> None:
+    chat, backend = make({"big": [dead()] * 99})
+    retrying = chat.with_retry(
+        retry_if_exception_type=is_retryable, stop_after_attempt=5, wait_exponential_jitter=False
+    )
+    with pytest.raises(AttemptsExhausted):
+        await ask(retrying, "6 * 7?")
+    assert len(backend.calls) == 3  # not 15
+
+
+@pytest.mark.parametrize("ask", [way_invoke, way_ainvoke])
+async def test_with_retry_on_every_error_does_multiply_them(ask: Any) -> None:
+    chat, backend = make({"big": [dead()] * 99})
+    retrying = chat.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+    with pytest.raises(AttemptsExhausted):
+        await ask(retrying, "6 * 7?")
+    assert len(backend.calls) == 6  # as it was asked to: it is in the documentation
+
+
+@each_way
+async def test_with_fallbacks_takes_over_when_the_attempts_are_used_up(ask: Any) -> None:
+    chat, backend = make({"big": [dead()] * 99})
+    cloud = Cloud()
+    message = await ask(chat.with_fallbacks([cloud]), "6 * 7?")
+    assert message.content == "About forty."
+    assert len(backend.calls) == 3
+    assert len(cloud.seen) == 1
+
+
+@each_way
+async def test_with_fallbacks_can_be_limited_to_kinds_of_errors(ask: Any) -> None:
+    chat, _ = make({"big": [QueueFull("full.")] * 99})
+    limited = chat.with_fallbacks(
+        [FakeListChatModel(responses=["x"])], exceptions_to_handle=(theirs.ModelTimeoutError,)
+    )
+    with pytest.raises(AttemptsExhausted):
+        await ask(limited, "6 * 7?")
