@@ -21,11 +21,11 @@ REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
 SUITES := $(filter-out tests/standard tests/conftest.py %__pycache__,$(wildcard tests/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-standard lint format bench soak docs notebooks build \
-	constraints clean
+.PHONY: help setup demo test test-notebooks test-standard lint format bench soak docs \
+	notebooks build constraints clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv (EXTRA=cuda13 for another back end)
 
@@ -36,6 +36,9 @@ test: $(STAMP) ## every test but the long ones, with coverage of guard and memor
 	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
+
+test-notebooks: $(STAMP) ## run every notebook from its first cell to its last
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=1200 notebooks $(ARGS)
 
 test-standard: $(STAMP) ## the frameworks' own integration suites on real models, ~20 minutes
 	$(BIN)/pytest tests/standard -n 0 $(ARGS)
@@ -57,6 +60,9 @@ soak: $(STAMP) ## mixed load for MINUTES=30
 
 docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP) ## run them and write their outputs (ARGS=rag for one)
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 build: $(STAMP) ## wheels and source archives of the four distributions, into dist/
 	$(BIN)/uv build --all-packages --no-build-isolation --python $(BIN)/python

@@ -46,10 +46,12 @@ def render_text(timeline: Timeline, width: int | None = None) -> RenderableType:
 
 def plain_text(timeline: Timeline, width: int = 100) -> str:
     """The same without colours, as one string."""
-    console = Console(file=io.StringIO(), width=width)
-    with console.capture() as captured:
-        console.print(render_text(timeline))
-    return captured.get()
+    page = io.StringIO()
+    # In a notebook rich would show it by itself.
+    Console(file=page, width=width, color_system=None, force_jupyter=False).print(
+        render_text(timeline)
+    )
+    return page.getvalue()
 
 
 @dataclass(frozen=True)

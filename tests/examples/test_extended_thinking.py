@@ -25,6 +25,7 @@ def test_a_model_that_fails_twice_at_each_step_still_answers(
     assert not any(taint(results))
 
 
+@pytest.mark.slow
 def test_a_server_that_really_dies_twice_still_answers(
     backend: Backend, scripted: MakeModel, tiny: MakeModel
 ) -> None:

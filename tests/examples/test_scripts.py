@@ -41,6 +41,7 @@ def test_retrieval(name: str, scripted: MakeModel, embedder: MakeModel, tmp_path
     assert "Twelve euros." in printed
 
 
+@pytest.mark.slow
 def test_extended_thinking(scripted: MakeModel, tmp_path: Path) -> None:
     said = "So " + "and so on, " * 60 + "it is 42"
     printed = run("extended_thinking", scripted(said), scripted("It is 7"), cache_dir=tmp_path)

@@ -205,3 +205,14 @@ def test_calls_come_back_in_both_forms() -> None:
     assert isinstance(block, ToolCallBlock)
     assert json.loads(str(block.tool_kwargs)) == {"a": 1, "b": 2}
     assert message.additional_kwargs["tool_calls"] == [CALL]
+
+
+def test_neighbours_of_one_role_become_one_message() -> None:
+    said = [("system", "A."), ("user", "B."), ("user", "C."), ("assistant", "D.")]
+    messages = [ChatMessage(role=role, content=text) for role, text in said]
+    assert [(m["role"], m["content"]) for m in to_openai(messages)] == [
+        ("system", "A."),
+        ("user", "B.\n\nC."),
+        ("assistant", "D."),
+    ]
+    assert [message.content for message in messages] == ["A.", "B.", "C.", "D."]

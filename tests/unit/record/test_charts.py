@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -22,6 +23,13 @@ def _drawn(events: list[Event], width: int, *, ask: int | None = None) -> list[s
     with console.capture() as capture:
         console.print(render_text(timeline(events), width=ask))
     return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_ipython_gets_the_chart_as_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    shown: list[str] = []
+    timeline(incident())._repr_pretty_(SimpleNamespace(text=shown.append), False)
+    assert [line.rstrip() for line in shown[0].splitlines()] == _drawn(incident(), 100)
 
 
 def test_the_incident_as_text() -> None:
