@@ -46,7 +46,7 @@ test-standard: $(STAMP) ## the frameworks' own integration suites on real models
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mlx_guarded_llm integrations tests $(wildcard benchmarks)
+	$(BIN)/mypy mlx_guarded_llm integrations tests benchmarks docs/examples
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -73,7 +73,7 @@ constraints: $(BIN)/uv ## compile requirements/ anew (UPGRADE=1 moves every pin)
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist site .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find mlx_guarded_llm integrations tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +
+	find mlx_guarded_llm integrations tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/uv: requirements/setup.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

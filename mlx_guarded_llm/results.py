@@ -208,12 +208,12 @@ class Result:
     """A whole answer: the chunks of a stream put together."""
 
     text: str
-    reasoning: str
-    tool_calls: tuple[ToolCall, ...]
-    invalid_tool_calls: tuple[InvalidToolCall, ...]
-    logprobs: tuple[TokenLogprob, ...]
-    finish_reason: FinishReason
-    usage: Usage
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage(0, 0)
     guard: Provenance
 
     def _repr_html_(self) -> str:

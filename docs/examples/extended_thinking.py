@@ -22,7 +22,6 @@ from mlx_guarded_llm import (
     Provenance,
     Result,
     RetryPolicy,
-    Usage,
     taint,
 )
 from mlx_guarded_llm.errors import EngineDied, FallbackRefused
@@ -89,16 +88,7 @@ class CrashingServer(Candidate):
         guard = Provenance(
             request_id=call.request_id, requested_model=self.name, served_model=self.name
         )
-        return Result(
-            text=ended.stdout.strip(),
-            reasoning="",
-            tool_calls=(),
-            invalid_tool_calls=(),
-            logprobs=(),
-            finish_reason="stop",
-            usage=Usage(0, 0),
-            guard=guard,
-        )
+        return Result(text=ended.stdout.strip(), guard=guard)
 
 
 def fails_twice(backend: Backend, model: str, fallback: str, **options: Any) -> list[Result]:

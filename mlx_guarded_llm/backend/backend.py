@@ -39,6 +39,8 @@ class Backend(TextCalls):
     pause at a token boundary instead of being lost. One thread owns MLX, so no two
     Metal operations overlap, whoever calls from wherever.
 
+        from mlx_guarded_llm import Backend
+
         with Backend() as backend:
             result = backend.generate("smollm2-135m", "What is the capital of France?")
             print(result.text, result.guard.deferred)

@@ -54,11 +54,18 @@ class AsyncChunkStream(Protocol):
 class Candidate(ABC):
     """A model that can be asked. Write one to let a model of another library answer.
 
+        from mlx_guarded_llm import Candidate, GuardedLLM, Provenance, Result
+
         class Echo(Candidate):
             name = "echo"
 
             def generate(self, call):
-                return Result(text=str(call.prompt), ...)
+                guard = Provenance(
+                    request_id=call.request_id, requested_model="echo", served_model="echo"
+                )
+                return Result(text=str(call.prompt), guard=guard)
+
+        print(GuardedLLM(None, Echo()).generate("Hello?").text)
 
     Attributes:
         name: as `Provenance.served_model` tells it.

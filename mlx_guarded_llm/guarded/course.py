@@ -340,9 +340,10 @@ class Course:
         if self.cancelled and not isinstance(error, RequestCancelled):
             error = RequestCancelled(f"request {self.call.request_id} was cancelled.")
         assert error is not None
-        timed_out = self._left() <= 0 and isinstance(error, RequestTimeout)
-        alone = len(self._attempts) == 1 and not timed_out
-        if self.cancelled or self._final(error) or (alone and not _retryable(error)):
+        # Where nothing was tried again the error is as retryable as it says it is.
+        untried = len(self._attempts) == 1 and self._rules.policy.attempts == 1
+        alone = len(self._attempts) == 1 and not _retryable(error)
+        if self.cancelled or self._final(error) or untried or alone:
             raise self._with_guard(error)
         kind = DeadlineExceeded if self._left() <= 0 else AttemptsExhausted
         raise self._with_guard(

@@ -28,9 +28,12 @@ _ids = itertools.count(1)
 class GuardedLLM:
     """Gives the answer of the model that was asked for, or says that it does not.
 
-        llm = GuardedLLM(backend, "llama-70b", fallbacks=["phi3-mini"])
-        result = llm.generate("What is 6 times 7?", max_tokens=64)
-        result.guard.as_asked, result.guard.attempts
+        from mlx_guarded_llm import Backend, GuardedLLM
+
+        with Backend() as backend:
+            llm = GuardedLLM(backend, "smollm2-135m", fallbacks=["smollm2-135m-bf16"])
+            result = llm.generate("What is 6 times 7?", max_tokens=64)
+            print(result.text, result.guard.as_asked, len(result.guard.attempts))
 
     Errors that may pass are retried with growing pauses. A degraded answer (empty, cut
     off, looping, not matching its schema, refused by `accept`) is asked for again with

@@ -26,7 +26,9 @@ DEFAULT_CAP = 8192
 class RetryPolicy:
     """When to try again. Plain values: one policy serves any number of calls at once.
 
-        RetryPolicy(attempts=5, deadline=300.0)
+        from mlx_guarded_llm import RetryPolicy
+
+        patient = RetryPolicy(attempts=5, deadline=300.0, max_tokens_cap=4096)
 
     Attributes:
         attempts: tries of each model, the first included; 1 does without retries.

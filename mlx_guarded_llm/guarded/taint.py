@@ -36,9 +36,15 @@ def taint(
 ) -> list[Taint]:
     """Tell which messages or steps rest on an answer that was not the one asked for.
 
-        for step in taint(messages):
-            if step:
-                print(step.index, step.own, step.inherited)
+        from mlx_guarded_llm import Backend, GuardedLLM, taint
+
+        with Backend() as backend:
+            llm = GuardedLLM(backend, "no-such-model", fallbacks=["smollm2-135m"],
+                             on_fallback="mark")
+            steps = [llm.generate("A city?", max_tokens=8)]
+            steps.append(llm.generate(f"Its country? {steps[0].text}", max_tokens=8))
+        for step in taint(steps):
+            print(step.index, step.own, step.inherited)
 
     Args:
         items: results, errors that carry an answer, or messages of OpenAI's form, of

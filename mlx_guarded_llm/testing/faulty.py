@@ -182,9 +182,6 @@ def _whole(said: Exception | Broken | Says, model: str, arguments: Mapping[str, 
     return Result(
         text=said.text,
         reasoning=said.reasoning,
-        tool_calls=(),
-        invalid_tool_calls=(),
-        logprobs=(),
         finish_reason=said.finish_reason,
         usage=Usage(5, tokens),
         guard=Provenance(

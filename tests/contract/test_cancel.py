@@ -42,7 +42,8 @@ def place_is_free(backend: Backend, model: str) -> None:
 
 @each_stream
 async def test_a_stream_that_is_left_early(face: Face, backend: Backend, endless: str) -> None:
-    stream = await face.open(face.make(backend, endless, max_tokens=LONG), "Talk.")
+    llm = face.make(backend, endless, max_tokens=LONG)  # it lives on, so nothing ends by chance
+    stream = await face.open(llm, "Talk.")
     pieces = pieces_of(stream)
     for _ in range(3):
         await anext(pieces)

@@ -286,7 +286,7 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"parallel_tool_calls": "yes"},
     {"schema": "{}"},
     {"schema": [1]},
-    {"schema": {"enum": [object()]}},
+    {"schema": {"enum": [b"bytes"]}},
     {"regex": ""},
     {"regex": 3},
     {"grammar": ["start: /a/"]},

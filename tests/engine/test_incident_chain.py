@@ -21,7 +21,6 @@ from mlx_guarded_llm import (
     Provenance,
     Result,
     RetryPolicy,
-    Usage,
     taint,
 )
 from mlx_guarded_llm.errors import (
@@ -166,16 +165,7 @@ class NaiveServer(Candidate):
         guard = Provenance(
             request_id=call.request_id, requested_model=self.name, served_model=self.name
         )
-        return Result(
-            text=ended.stdout.strip(),
-            reasoning="",
-            tool_calls=(),
-            invalid_tool_calls=(),
-            logprobs=(),
-            finish_reason="stop",
-            usage=Usage(0, 0),
-            guard=guard,
-        )
+        return Result(text=ended.stdout.strip(), guard=guard)
 
 
 def test_a_server_that_aborts_twice_still_gives_the_answer(

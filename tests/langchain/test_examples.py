@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 import json
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_guarded_llm import Catalog, default_backend
+from tests._examples import example_of
 from tests.conftest import MakeModel
 
 EXAMPLES = [
@@ -27,26 +25,6 @@ EXAMPLES = [
     ("langchain_mlx_guarded.middleware", "GuardedModelMiddleware"),
     ("langchain_mlx_guarded.structured", "ObjectParser"),
 ]
-
-
-def example_of(documented: Any) -> str:
-    """The indented block of a docstring that compiles and imports something."""
-    text = textwrap.dedent(inspect.cleandoc(documented.__doc__))
-    blocks: list[list[str]] = [[]]
-    for line in text.splitlines():
-        if line.startswith("    ") or (not line and blocks[-1]):
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    for block in blocks:
-        code = textwrap.dedent("\n".join(block))
-        try:
-            tree = ast.parse(code)
-        except SyntaxError:
-            continue
-        if any(isinstance(node, (ast.Import, ast.ImportFrom, ast.Call)) for node in ast.walk(tree)):
-            return code
-    raise AssertionError(f"{documented} has no example")
 
 
 @pytest.fixture

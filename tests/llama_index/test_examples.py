@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,11 @@ from llama_index.embeddings.mlx_guarded import MLXGuardedEmbedding
 from llama_index.llms.mlx_guarded import LlamaIndexCandidate, MLXGuarded, watch
 
 from mlx_guarded_llm import Backend
+from tests._examples import example_of
 from tests.conftest import MakeBackend, MakeModel
 from tests.llama_index._helpers import old_parts
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"\n\n((?:    .*\n|\n)+)")
-
-
-def example(documented: Any) -> str:
-    """The first indented block of a docstring."""
-    block = BLOCK.search(str(inspect.getdoc(documented)) + "\n")
-    assert block, f"{documented} has no example"
-    return textwrap.dedent(block[1])
 
 
 @pytest.fixture
@@ -43,7 +34,7 @@ def backend(make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch) -> Backe
 def test_the_example_of_a_class(
     documented: Any, scripted: MakeModel, embedder: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = example(documented)
+    code = example_of(documented)
     code = code.replace("smollm2-135m", scripted("Paris.")).replace("all-minilm-l6-v2", embedder())
     exec(compile(code, documented.__name__, "exec"), {})
     if documented is MLXGuarded:
@@ -55,7 +46,7 @@ def test_the_example_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:
         def query(self, question: str) -> str:
             return "Paris."
 
-    exec(compile(example(watch), "watch", "exec"), {"watch": watch, "query_engine": Engine()})
+    exec(compile(example_of(watch), "watch", "exec"), {"watch": watch, "query_engine": Engine()})
     assert capsys.readouterr().out == ""
 
 

@@ -77,6 +77,6 @@ class TestChatMLXGuarded(ChatModelIntegrationTests):
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
-    @pytest.mark.xfail(strict=False, reason="135M parameters: it cannot copy Chinese or Japanese")
-    def test_unicode_tool_call_integration(self, model: BaseChatModel, **options: Any) -> None:
-        super().test_unicode_tool_call_integration(model, **options)
+    @pytest.mark.xfail(strict=False, reason="135M parameters: it leaves out the fields it is told")
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)

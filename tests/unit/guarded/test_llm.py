@@ -211,6 +211,15 @@ def test_a_lone_error_that_no_retry_mends_comes_as_it_is(ask: Ask) -> None:
     assert len(backend.calls) == 1
 
 
+def test_with_retries_switched_off_an_error_comes_as_it_is(ask: Ask) -> None:
+    policy = RetryPolicy(attempts=1)
+    llm, backend = guarded({"big": [dead()]}, fallbacks=[], retry=policy)
+    with pytest.raises(EngineDied) as caught:
+        ask(llm, "6 * 7?")
+    assert caught.value.retryable and caught.value.guard is not None
+    assert len(backend.calls) == 1
+
+
 def test_the_best_degraded_answer_is_carried(ask: Ask) -> None:
     faults = [EMPTY, Says("Forty", "", "length"), LOOP]
     llm, _ = guarded({"big": faults, "small": [EMPTY] * 3})

@@ -150,8 +150,6 @@ class LlamaIndexCandidate(Candidate):
             text=_stopped(text, call.options.get("stop") or ()),
             reasoning=reasoning,
             tool_calls=calls,
-            invalid_tool_calls=(),
-            logprobs=(),
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
             usage=_usage(response),
             guard=self._guard(call, response.raw),
