@@ -71,7 +71,7 @@ def test_there_are_four(wheels: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_wheel_holds_its_package_and_no_more(wheels: dict[str, Path], name: str) -> None:
     with zipfile.ZipFile(wheels[name]) as wheel:
-        names = wheel.namelist()
+        names = [name for name in wheel.namelist() if not name.endswith("/")]
         (metadata,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         text = wheel.read(metadata).decode()
     package = MODULES[name]

@@ -223,7 +223,12 @@ class TestFailedLoad:
         config = folder / "config.json"
         sound = config.read_text()
         config.write_text(sound.replace('"hidden_size": 64', '"hidden_size": 128'))
+        # While another model is answering the load is deferred, so that all five wait for it.
+        other = backend.stream(tiny(), "Hello", max_tokens=2000)
+        next(other)
         streams = [backend.stream(str(folder), "Hello", max_tokens=4) for _ in range(5)]
+        wait_until(lambda: len(events(backend, "request.queued", model=str(folder))) == 5)
+        other.close()
         errors: list[GuardedLLMError] = []
         for stream in streams:
             with pytest.raises(ModelInvalid) as caught:

@@ -9,7 +9,7 @@ import pytest
 from langchain_core import exceptions as theirs
 
 from langchain_mlx_guarded import ChatMLXGuarded
-from mlx_guarded_llm import Backend, RetryPolicy
+from mlx_guarded_llm import Backend
 from mlx_guarded_llm.errors import DeadlineExceeded
 from tests.conftest import MakeModel
 from tests.engine._backend import wait_for, wait_until
@@ -87,7 +87,6 @@ async def test_a_timeout_stops_it_and_is_langchains_own(
     backend: Backend, chat: ChatMLXGuarded, is_async: bool
 ) -> None:
     chat.timeout = 0.5
-    chat.retry = RetryPolicy(attempts=1)
     with pytest.raises(theirs.ModelTimeoutError) as caught:
         await asked(chat, is_async, "Go")
     assert isinstance(caught.value, DeadlineExceeded)

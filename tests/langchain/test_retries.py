@@ -82,7 +82,7 @@ async def test_a_failed_call_is_tried_again_and_the_answer_tells(ask: Any) -> No
 
 @each_way
 async def test_max_retries_is_the_number_of_further_attempts(ask: Any) -> None:
-    for retries in (0, 1, 3):
+    for retries in (1, 3):
         chat, backend = make({"big": [dead()] * 9}, retry=None, max_retries=retries)
         chat.retry = RetryPolicy(attempts=chat._policy().attempts, initial_wait=0, jitter=0)
         with pytest.raises(AttemptsExhausted) as caught:
@@ -91,6 +91,16 @@ async def test_max_retries_is_the_number_of_further_attempts(ask: Any) -> None:
         assert isinstance(caught.value, theirs.ModelError)
         assert not caught.value.is_retryable
         assert isinstance(caught.value.__cause__, EngineDied)
+
+
+@each_way
+async def test_without_further_attempts_an_error_is_as_retryable_as_it_came(ask: Any) -> None:
+    chat, backend = make({"big": [dead()] * 9}, retry=None, max_retries=0)
+    with pytest.raises(EngineDied) as caught:
+        await ask(chat, "6 * 7?")
+    assert len(backend.calls) == 1
+    assert isinstance(caught.value, theirs.ModelError)
+    assert caught.value.is_retryable
 
 
 @each_way
