@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -119,6 +119,26 @@ class PromptRequest:
     def continues_message(self) -> bool:
         """The model goes on with the last message instead of beginning one."""
         return bool(self.template_kwargs.get("continue_final_message"))
+
+
+def take_turns(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join neighbours of one role, because many chat templates want roles to take turns.
+
+    Only messages that are nothing but text are joined, with an empty line between.
+
+    Args:
+        messages: OpenAI-style, with text as content; they are not changed.
+    """
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        last = turns[-1] if turns else {}
+        plain = last.keys() == message.keys() == {"role", "content"}
+        if plain and last["role"] == message["role"]:
+            texts = (last["content"], message["content"])
+            turns[-1] = {**last, "content": "\n\n".join(text for text in texts if text)}
+        else:
+            turns.append(message)
+    return turns
 
 
 def _prompt(prompt: object) -> str | tuple[dict[str, Any], ...]:

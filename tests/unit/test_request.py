@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_guarded_llm.errors import InvalidRequest
-from mlx_guarded_llm.request import PromptRequest
+from mlx_guarded_llm.request import PromptRequest, take_turns
 
 UNHURRIED = settings(deadline=None)  # machines that build are busy
 
@@ -187,3 +187,19 @@ def test_whatever_comes_is_taken_or_refused(prompt: Any, tools: Any, choice: Any
         return
     assert all(isinstance(message["content"], str) for message in request.messages)
     assert pickle.loads(pickle.dumps(request)) == request
+
+
+def test_neighbours_of_one_role_become_one_message() -> None:
+    call: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": "b"},
+        call,
+        {"role": "assistant", "content": "c"},
+        {"role": "tool", "content": "d", "tool_call_id": "1"},
+        {"role": "tool", "content": "e", "tool_call_id": "2"},
+    ]
+    turns = take_turns(messages)
+    assert turns == [{"role": "user", "content": "a\n\nb"}, *messages[3:]]
+    assert messages[0]["content"] == "a"

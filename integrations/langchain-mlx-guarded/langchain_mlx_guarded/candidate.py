@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import json
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from mlx_guarded_llm.errors import GuardedLLMError, InvalidRequest, RequestTimeout
+from mlx_guarded_llm.errors import GuardedLLMError, InvalidRequest
 from mlx_guarded_llm.guarded import Call, Candidate
+from mlx_guarded_llm.guarded.deadline import awithin, within
 from mlx_guarded_llm.results import Result
 
 from .answers import result_of
-
-T = TypeVar("T")
 
 # The answer is traced as that of the model that asked. A second run in the same trace
 # would stream its tokens and count its usage twice.
@@ -67,13 +62,13 @@ class LangChainCandidate(Candidate):
     def generate(self, call: Call) -> Result:
         with failures():
             model, messages = self._prepare(call)
-            answer = within(call.timeout, lambda: model.invoke(messages, _SILENT))
+            answer = within(call.timeout, self.name, lambda: model.invoke(messages, _SILENT))
         return self._result(answer, call)
 
     async def agenerate(self, call: Call) -> Result:
         with failures():
             model, messages = self._prepare(call)
-            answer = await awithin(call.timeout, model.ainvoke(messages, _SILENT))
+            answer = await awithin(call.timeout, self.name, model.ainvoke(messages, _SILENT))
         return self._result(answer, call)
 
     def _prepare(self, call: Call) -> tuple[Runnable[Any, Any], list[BaseMessage]]:
@@ -134,45 +129,6 @@ def failures(*passing: type[Exception]) -> Iterator[None]:
         again = getattr(error, "is_retryable", not isinstance(error, NotImplementedError))
         kind = ChatModelFailedForNow if again else ChatModelFailed
         raise kind(f"{type(error).__name__}: {error}") from error
-
-
-def within(seconds: float, ask: Callable[[], T]) -> T:
-    """Call a blocking function in a thread of its own, and wait for it only so long.
-
-    Raises:
-        RequestTimeout: it took longer; it runs on, and its answer is dropped.
-    """
-    future: Future[T] = Future()
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            future.set_result(context.run(ask))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="langchain-mlx-guarded", daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():
-            raise
-    raise _late(seconds)
-
-
-async def awithin(seconds: float, asked: Awaitable[T]) -> T:
-    """As `within`, for a coroutine, which is cancelled when its time is over."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await asked
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    raise _late(seconds)
-
-
-def _late(seconds: float) -> RequestTimeout:
-    return RequestTimeout(f"it took longer than {seconds:.1f} s.")
 
 
 def _tool_arguments(options: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from langchain_core.messages import (
 )
 
 from mlx_guarded_llm.errors import InvalidRequest
+from mlx_guarded_llm.request import take_turns
 
 _TEXT = frozenset({"text", "text-plain"})
 _THOUGHTS = frozenset({"reasoning", "reasoning_content", "redacted_thinking", "thinking"})
@@ -40,15 +41,9 @@ def to_openai(messages: Sequence[BaseMessage]) -> Dialogue:
     Raises:
         InvalidRequest: a message or block that a text model cannot take; it is named.
     """
-    dialogue: Dialogue = []
-    for i, message in enumerate(messages):
-        for part in _translate(message, f"messages[{i}]"):
-            if dialogue and _can_join(dialogue[-1], part):
-                texts = (dialogue[-1]["content"], part["content"])
-                dialogue[-1]["content"] = "\n\n".join(text for text in texts if text)
-            else:
-                dialogue.append(part)
-    return dialogue
+    return take_turns(
+        part for i, message in enumerate(messages) for part in _translate(message, f"messages[{i}]")
+    )
 
 
 def _translate(message: BaseMessage, where: str) -> Dialogue:
@@ -145,8 +140,3 @@ def _text(content: Any, where: str, *, skip: frozenset[str] = frozenset()) -> st
             )
         texts.append(block["text"])
     return "".join(texts)
-
-
-def _can_join(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Neighbours that carry nothing but the text of one role."""
-    return one["role"] == other["role"] and one.keys() == other.keys() == {"role", "content"}

@@ -16,10 +16,11 @@ from mlx_guarded_llm.errors import GuardedLLMError, InvalidRequest
 from mlx_guarded_llm.guarded import Call, Candidate, provenance_of
 from mlx_guarded_llm.guarded.checks import Accept
 from mlx_guarded_llm.guarded.course import OnDegraded, OnFallback
+from mlx_guarded_llm.guarded.deadline import awithin, within
 from mlx_guarded_llm.results import Provenance, Result
 
 from .answers import result_of
-from .candidate import ChatModelFailed, awithin, failures, name_of, within
+from .candidate import ChatModelFailed, failures, name_of
 from .chat_models import ChatMLXGuarded
 from .errors import framework_errors
 from .options import SAMPLING
@@ -150,13 +151,13 @@ class _Step(Candidate):
     def generate(self, call: Call) -> Result:
         request = self._changed(call)
         with failures(GraphBubbleUp):
-            response = within(call.timeout, lambda: self._handler(request))
+            response = within(call.timeout, self.name, lambda: self._handler(request))
         return self._result(response, call)
 
     async def agenerate(self, call: Call) -> Result:
         request = self._changed(call)
         with failures(GraphBubbleUp):
-            response = await awithin(call.timeout, self._handler(request))
+            response = await awithin(call.timeout, self.name, self._handler(request))
         return self._result(response, call)
 
     def _changed(self, call: Call) -> ModelRequest[Any]:

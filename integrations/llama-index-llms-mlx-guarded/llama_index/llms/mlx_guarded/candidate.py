@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +20,9 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import BaseTool, ToolMetadata, ToolOutput
 
-from mlx_guarded_llm.errors import ModelUnsupported, RequestTimeout
+from mlx_guarded_llm.errors import ModelUnsupported
 from mlx_guarded_llm.guarded import Call, Candidate
+from mlx_guarded_llm.guarded.deadline import awithin, within
 from mlx_guarded_llm.results import FinishReason, Provenance, Result, ToolCall, Usage
 
 from .errors import NoToolCall
@@ -61,19 +58,13 @@ class LlamaIndexCandidate(Candidate):
         """Answer. Past `call.timeout` it is not waited for, but it cannot be stopped."""
         method, arguments = self._request(call)
         ask = getattr(self.llm, method)
-        return self._result(call, self._in_time(lambda: ask(**arguments), call.timeout))
+        return self._result(call, within(call.timeout, self.name, lambda: ask(**arguments)))
 
     async def agenerate(self, call: Call) -> Result:
         """Answer. Past `call.timeout` it is cancelled."""
         method, arguments = self._request(call)
-        try:
-            async with asyncio.timeout(call.timeout) as limit:
-                response = await getattr(self.llm, f"a{method}")(**arguments)
-        except TimeoutError as error:
-            if not limit.expired():  # its own
-                raise
-            raise self._too_late(call.timeout) from error
-        return self._result(call, response)
+        asked = getattr(self.llm, f"a{method}")(**arguments)
+        return self._result(call, await awithin(call.timeout, self.name, asked))
 
     # ---- asking ------------------------------------------------------------------
 
@@ -114,27 +105,6 @@ class LlamaIndexCandidate(Candidate):
 
     def _cannot(self, what: str) -> ModelUnsupported:
         return ModelUnsupported(f"{self.name} ({type(self.llm).__name__}) cannot {what}.")
-
-    def _in_time(self, ask: Callable[[], Any], seconds: float) -> Any:
-        future: Future[Any] = Future()
-        context = copy_context()
-
-        def work() -> None:
-            try:
-                future.set_result(context.run(ask))
-            except BaseException as error:  # it belongs to the caller's thread
-                future.set_exception(error)
-
-        threading.Thread(target=work, name=f"ask-{self.name}", daemon=True).start()
-        try:
-            return future.result(min(seconds, threading.TIMEOUT_MAX))
-        except TimeoutError as error:
-            if future.done():  # its own
-                raise
-            raise self._too_late(seconds) from error
-
-    def _too_late(self, seconds: float) -> RequestTimeout:
-        return RequestTimeout(f"{self.name} gave no answer in {seconds:.1f} s.")
 
     # ---- the answer --------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 
 from mlx_guarded_llm.errors import InvalidRequest
+from mlx_guarded_llm.request import take_turns
 
 _ROLES = {
     MessageRole.FUNCTION: "tool",
@@ -47,20 +48,7 @@ def to_openai(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             f"messages is a {type(messages).__name__}; it must be a list of ChatMessages.",
             hint="complete() takes a string.",
         )
-    plain: list[dict[str, Any]] = []
-    for i, message in enumerate(messages):
-        part = _to_openai(message, f"messages[{i}]")
-        if plain and _can_join(plain[-1], part):
-            texts = (plain[-1]["content"], part["content"])
-            plain[-1]["content"] = "\n\n".join(text for text in texts if text)
-        else:
-            plain.append(part)
-    return plain
-
-
-def _can_join(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Neighbours that carry nothing but the text of one role."""
-    return one["role"] == other["role"] and one.keys() == other.keys() == {"role", "content"}
+    return take_turns(_to_openai(message, f"messages[{i}]") for i, message in enumerate(messages))
 
 
 def _to_openai(message: ChatMessage, where: str) -> dict[str, Any]:
