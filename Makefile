@@ -40,7 +40,7 @@ test: $(STAMP) ## every test but the long ones, with coverage of guard and memor
 test-notebooks: $(STAMP) ## run every notebook from its first cell to its last
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=1200 notebooks $(ARGS)
 
-test-standard: $(STAMP) ## the frameworks' own integration suites on real models, ~20 minutes
+test-standard: $(STAMP) ## the frameworks' own integration suites on real models, ~8 minutes
 	$(BIN)/pytest tests/standard -n 0 $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
