@@ -190,7 +190,11 @@ def test_whatever_comes_is_taken_or_refused(prompt: Any, tools: Any, choice: Any
 
 
 def test_neighbours_of_one_role_become_one_message() -> None:
-    call: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    call: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f"}}],
+    }
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "a"},
         {"role": "user", "content": ""},
