@@ -13,18 +13,16 @@ The schema has no end, so every stream runs to its last allowed token.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlx_guarded_llm import Backend
 
-from .shapes import SHAPES, chosen
+from .shapes import chosen, device_name, pace_arguments
 from .throughput import PROMPT
 
 SCHEMA = {
@@ -127,19 +125,12 @@ def measure(backend: Backend, model: str, case: Case, tokens: int, rounds: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m-bf16")
-    parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = pace_arguments(__doc__)
     with (
         chosen(args.shape, args.model) as (model, _folder, catalog),
         Backend(prefix_cache=0, catalog=catalog) as backend,
     ):
-        device = backend.run(_device)
+        device = backend.run(device_name)
         print(f"{args.shape or args.model} on {device}, {args.tokens} tokens each")
         print(f"{'streams':18} {'free tok/s':>10} {'held tok/s':>10} {'ratio':>7}  spread")
         rows = []
@@ -157,12 +148,6 @@ def main() -> None:
 
 def _spread(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):7.3f}  {min(ratios):.3f} to {max(ratios):.3f}"
-
-
-def _device() -> str:
-    import mlx.core as mx
-
-    return str(mx.device_info().get("device_name"))
 
 
 if __name__ == "__main__":

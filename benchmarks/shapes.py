@@ -156,6 +156,25 @@ def chosen(shape: str | None, model: str) -> Iterator[tuple[str, str, Catalog]]:
         yield model, str(catalog.ensure(catalog.resolve(model)).path), catalog
 
 
+def pace_arguments(description: str) -> argparse.Namespace:
+    """The command line of a benchmark that compares the pace of two sides in turn."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-bf16")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def device_name() -> str:
+    """What MLX computes on; for `backend.run`."""
+    import mlx.core as mx
+
+    return str(mx.device_info().get("device_name"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)

@@ -15,12 +15,11 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mlx_guarded_llm import Backend
 
-from .shapes import SHAPES, chosen
+from .shapes import chosen, device_name, pace_arguments
 
 PROMPT = "Write a long story about a lighthouse keeper, number {}."
 _raw: dict[str, Any] = {}  # the raw side's own model; lives on the MLX thread
@@ -122,19 +121,12 @@ def measure(backend: Backend, model: str, folder: str, args: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m-bf16")
-    parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = pace_arguments(__doc__)
     with (
         chosen(args.shape, args.model) as (model, folder, catalog),
         Backend(prefix_cache=0, catalog=catalog) as backend,
     ):
-        device = backend.run(_device)
+        device = backend.run(device_name)
         print(f"{args.shape or args.model} on {device}, {args.tokens} tokens each")
         rows = measure(backend, model, folder, args)
         backend.run(_raw.clear)
@@ -146,12 +138,6 @@ def main() -> None:
         )
     if args.json:
         args.json.write_text(json.dumps({"device": device, "rows": rows}, indent=1))
-
-
-def _device() -> str:
-    import mlx.core as mx
-
-    return str(mx.device_info().get("device_name"))
 
 
 if __name__ == "__main__":

@@ -47,12 +47,14 @@ class Callers:
                 f"{len(self.requests)} requests are under way already.",
                 hint="Try again later, or raise max_queue.",
             )
-        held = sum(other.characters for other in self.requests.values())
-        if request.characters and held + request.characters > MAX_CHARACTERS:
-            return QueueFull(
-                f"texts of {held} characters are under way already; {MAX_CHARACTERS} are the most.",
-                hint="Try again later, or send fewer texts at once.",
-            )
+        if request.characters:  # only then are the others gone through
+            held = sum(other.characters for other in self.requests.values())
+            if held + request.characters > MAX_CHARACTERS:
+                return QueueFull(
+                    f"texts of {held} characters are under way already; "
+                    f"{MAX_CHARACTERS} are the most.",
+                    hint="Try again later, or send fewer texts at once.",
+                )
         return None
 
     def add(self, request: Request) -> None:

@@ -202,7 +202,7 @@ class Course:
 
     def failed(self, turn: Turn, call: Call | None, error: Exception) -> Outcome:
         """An attempt gave an error."""
-        self._note(turn, call, error=f"{type(error).__name__}: {error}")
+        self._note(turn, call, error=_words(error))
         again = _retryable(error) and not self.cancelled
         if turn.primary:
             self._error = error

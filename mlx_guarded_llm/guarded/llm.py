@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from tenacity import AsyncRetrying, Retrying
@@ -16,7 +17,7 @@ from .candidate import Call, Candidate, LocalModel
 from .checks import Accept
 from .course import Course, OnDegraded, OnFallback, Outcome, Rules, Turn
 from .policy import RetryPolicy
-from .streams import AsyncGuardedStream, AsyncNap, GuardedStream, Nap
+from .streams import AsyncGuardedStream, AsyncNap, GuardedStream, Interruptible, Nap
 
 if TYPE_CHECKING:
     from ..backend import Backend
@@ -94,7 +95,7 @@ class GuardedLLM:
             on_degraded=on_degraded,
             constrain=constrain,
         )
-        self._running: dict[str, Any] = {}  # what has a `cancel`, by request id
+        self._running: dict[str, Interruptible] = {}  # by request id
 
     @property
     def model(self) -> str:
@@ -134,7 +135,7 @@ class GuardedLLM:
         """
         course = self._course(prompt, timeout, request_id, on_progress, accept, options)
         nap = Nap()
-        with _Running(self._running, course, nap):
+        with _listed(self._running, course, nap):
             for turn in course.turns():
                 Retrying(sleep=nap, **course.strategy(turn))(_attempt, course, turn)
             return course.conclude()
@@ -152,7 +153,7 @@ class GuardedLLM:
         """As `generate`, without blocking the event loop. Cancelling the task cancels it."""
         course = self._course(prompt, timeout, request_id, on_progress, accept, options)
         nap = AsyncNap()
-        with _Running(self._running, course, nap):
+        with _listed(self._running, course, nap):
             for turn in course.turns():
                 await AsyncRetrying(sleep=nap, **course.strategy(turn))(_aattempt, course, turn)
             return course.conclude()
@@ -219,23 +220,16 @@ class GuardedLLM:
         return Course(call, self._rules, accept or self.accept)
 
 
-class _Running:
-    """A call that can be cancelled while it runs."""
-
-    def __init__(self, running: dict[str, Any], course: Course, nap: Nap | AsyncNap) -> None:
-        self._running = running
-        self._course = course
-        self._nap = nap
-
-    def cancel(self) -> None:
-        self._course.cancel()
-        self._nap.end()
-
-    def __enter__(self) -> None:
-        self._running[self._course.call.request_id] = self
-
-    def __exit__(self, *error: object) -> None:
-        self._running.pop(self._course.call.request_id, None)
+@contextmanager
+def _listed(
+    running: dict[str, Interruptible], course: Course, nap: Nap | AsyncNap
+) -> Iterator[None]:
+    """Within it the call can be cancelled by its request id."""
+    running[course.call.request_id] = Interruptible(course, nap)
+    try:
+        yield
+    finally:
+        running.pop(course.call.request_id, None)
 
 
 def _attempt(course: Course, turn: Turn) -> Outcome:

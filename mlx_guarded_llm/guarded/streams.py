@@ -86,23 +86,30 @@ class Passage:
         return self.collector.result()
 
 
-class Passing:
-    """What a stream, its generator and `GuardedLLM.cancel` share.
+class Interruptible:
+    """A course, and the pauses between its attempts, that can be cut short together."""
 
-    The generator holds this and not the stream, so dropping a stream ends its request.
-    """
-
-    def __init__(self, course: Course, nap: Any, hold_back: float) -> None:
+    def __init__(self, course: Course, nap: Nap | AsyncNap) -> None:
         self.course = course
-        self.nap = nap
-        self.passage: Passage | None = None  # whose pieces go straight to the caller
-        self.live: Any = None
-        self._hold_back = hold_back
+        self.nap: Any = nap
 
     def cancel(self) -> None:
         """Stop, from any thread."""
         self.course.cancel()
         self.nap.end()
+
+
+class Passing(Interruptible):
+    """What a stream and its generator share.
+
+    The generator holds this and not the stream, so dropping a stream ends its request.
+    """
+
+    def __init__(self, course: Course, nap: Nap | AsyncNap, hold_back: float) -> None:
+        super().__init__(course, nap)
+        self.passage: Passage | None = None  # whose pieces go straight to the caller
+        self.live: Any = None
+        self._hold_back = hold_back
 
     def open(self, turn: Turn, call: Call, live: Any) -> Passage:
         """An attempt begins. Only what may be passed on as it is need not be whole."""

@@ -18,17 +18,14 @@ from mlx_guarded_llm.errors import (
     EngineDied,
     FallbackRefused,
     GuardedLLMError,
-    LoadDeferredTimeout,
-    QueueFull,
 )
-from mlx_guarded_llm.testing.faulty import CUT_THINKING, EMPTY, LOOP, Broken, Says
+from mlx_guarded_llm.testing.faulty import Broken, Says
+from tests._incident import RIGHT, STEPS, WRONG, faults
 from tests.conftest import MakeBackend, MakeModel
 
 from ._each import LIBRARIES
 from ._faces import WAYS, Answer, Face, Heard
 
-RIGHT, WRONG = "The answer is 42.", "The answer is 7."
-STEPS = ("Make a plan.", "Think step by step.", "Now give the answer.")
 SCHEDULES = 100
 
 each_kind = pytest.mark.parametrize("kind", LIBRARIES, ids=lambda kind: kind.library)
@@ -46,18 +43,7 @@ async def extended_thinking(face: Face, llm: Any) -> list[Answer]:
 
 
 def fault(rng: random.Random) -> Any:
-    return rng.choice(
-        [
-            LoadDeferredTimeout("it waited.", model="m", waited=120.0, held_by=[("r", "other")]),
-            EngineDied("the worker died of SIGABRT."),
-            QueueFull("full."),
-            Says("The answ", finish_reason="length"),
-            CUT_THINKING,
-            EMPTY,
-            LOOP,
-            Broken(EngineDied("it died half-way."), pieces=2),
-        ]
-    )
+    return rng.choice([*faults(), Broken(EngineDied("it died half-way."), pieces=2)])
 
 
 @each_kind

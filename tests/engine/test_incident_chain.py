@@ -27,15 +27,12 @@ from mlx_guarded_llm.errors import (
     EngineDied,
     FallbackRefused,
     GuardedLLMError,
-    LoadDeferredTimeout,
-    QueueFull,
 )
 from mlx_guarded_llm.guarded import Call
-from mlx_guarded_llm.testing.faulty import CUT_THINKING, EMPTY, LOOP, FaultyBackend, Says
+from mlx_guarded_llm.testing.faulty import FaultyBackend, Says
+from tests._incident import RIGHT, STEPS, WRONG, faults
 from tests.conftest import MakeBackend, MakeModel
 
-RIGHT, WRONG = "The answer is 42.", "The answer is 7."
-STEPS = ("Make a plan.", "Think step by step.", "Now give the answer.")
 SOON = RetryPolicy(attempts=3, initial_wait=0, jitter=0)
 
 
@@ -51,17 +48,7 @@ def extended_thinking(llm: GuardedLLM) -> list[Result]:
 
 
 def fault(rng: random.Random) -> Any:
-    return rng.choice(
-        [
-            LoadDeferredTimeout("it waited.", model="m", waited=120.0, held_by=[("r", "other")]),
-            EngineDied("the worker died of SIGABRT."),
-            QueueFull("full."),
-            Says("The answ", finish_reason="length"),
-            CUT_THINKING,
-            EMPTY,
-            LOOP,
-        ]
-    )
+    return rng.choice(faults())
 
 
 @pytest.mark.parametrize("on_fallback", ["raise", "mark", "hold"])
