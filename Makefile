@@ -7,7 +7,8 @@ EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
 # Test processes side by side; 0 runs them in this one.
 WORKERS ?= 2
 MINUTES ?= 30
-# Further words for pytest, the benchmarks or the soak.
+KILLS ?= 200
+# Further words for pytest, the benchmarks, the soak or the chaos.
 ARGS ?=
 # UPGRADE=1 lets `make constraints` move pins that still satisfy pyproject.toml.
 UPGRADE ?=
@@ -21,7 +22,7 @@ REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
 SUITES := $(filter-out tests/standard tests/conftest.py %__pycache__,$(wildcard tests/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-standard lint format bench soak docs \
+.PHONY: help setup demo test test-notebooks test-standard lint format bench soak chaos docs \
 	notebooks build constraints clean
 
 help: ## show this list
@@ -57,6 +58,9 @@ bench: $(STAMP) ## run the benchmarks
 
 soak: $(STAMP) ## mixed load for MINUTES=30
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+
+chaos: $(STAMP) ## kill the worker KILLS=200 times under load
+	$(BIN)/python benchmarks/chaos.py --kills $(KILLS) $(ARGS)
 
 docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

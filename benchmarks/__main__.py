@@ -36,6 +36,10 @@ RUNS = (
         "3",
     ),
     ("layers", "--shape", "tiny"),
+    ("isolation", "--shape", "tiny", "--tokens", "200"),
+    ("isolation", "--model", "smollm2-135m-bf16", "--tokens", "24", "--rows", "8", "--rounds", "2"),
+    ("crash", "--shape", "tiny", "--tokens", "200", "--rounds", "3"),
+    ("crash", "--model", "smollm2-135m-bf16", "--rounds", "2"),
     ("incident",),
 )
 

@@ -3,7 +3,8 @@
     python -m benchmarks.layers [--model smollm2-135m-bf16 | --shape llama-8b]
 
 For one row and for many: raw mlx-lm, our batch alone, the backend answering whole
-(`generate`) and the backend streaming. All on one thread of one process, in turn.
+(`generate`) and the backend streaming. All on one thread of one process, in turn; so the
+backend runs with isolation="thread".
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     with (
         chosen(args.shape, args.model) as (model, folder, catalog),
-        Backend(prefix_cache=0, catalog=catalog) as backend,
+        Backend(isolation="thread", prefix_cache=0, catalog=catalog) as backend,
     ):
         for rows in args.rows:
             table(backend, model, folder, rows, args)

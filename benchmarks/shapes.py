@@ -156,13 +156,13 @@ def chosen(shape: str | None, model: str) -> Iterator[tuple[str, str, Catalog]]:
         yield model, str(catalog.ensure(catalog.resolve(model)).path), catalog
 
 
-def pace_arguments(description: str) -> argparse.Namespace:
+def pace_arguments(description: str, *, rows: int = 16) -> argparse.Namespace:
     """The command line of a benchmark that compares the pace of two sides in turn."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-bf16")
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

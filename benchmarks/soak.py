@@ -152,7 +152,7 @@ class Soak:
         for model in self.models[:2]:
             backend.load(model.name)
         used, _ = backend.memory()
-        kept = backend._dispatcher.ready
+        kept = backend._dispatcher.machine.ready
         assert kept is not None
         tight = int((used - kept.limits.prefix_cache_bytes) * 1.1)
         quick: dict[str, Any] = {"load_wait": 0.02, "fairness_window": 0.02}
@@ -273,11 +273,11 @@ class Soak:
 def _left(backend: Backend) -> str:
     """What a backend still knows of requests, in words; "" if nothing."""
     dispatcher = backend._dispatcher
-    engine: Any = dispatcher._engine
+    engine: Any = dispatcher.machine.host
     held: dict[str, Any] = {
         "models": [m.name for m in backend.models() if m.active or m.waiting],
         "requests": dispatcher.callers.requests,
-        "puts": dispatcher.callers._puts,
+        "tickets": dispatcher.callers.tickets,
         "jobs": dispatcher.callers.jobs,
         "fetches": dispatcher.library.fetching,
     }

@@ -344,7 +344,7 @@ def sabotage(use: Use) -> str:
         return "not here"
 
     def work() -> None:
-        engine: Any = use.backend._dispatcher._engine
+        engine: Any = use.backend._dispatcher.machine.host
         for resident in list(engine._residents.values())[:1]:
             resident.decoder.step = _fail
 

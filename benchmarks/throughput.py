@@ -4,7 +4,8 @@
 
 Two cases: one stream against `mlx_lm.stream_generate`, and 16 at once against
 `BatchGenerator`. Both sides run on the same thread of the same process, on weights of
-the same files, and take turns for several rounds. What is reported is the ratio.
+the same files, and take turns for several rounds. What is reported is the ratio. The
+backend runs with isolation="thread"; `benchmarks.isolation` tells what a process costs.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> None:
     args = pace_arguments(__doc__)
     with (
         chosen(args.shape, args.model) as (model, folder, catalog),
-        Backend(prefix_cache=0, catalog=catalog) as backend,
+        Backend(isolation="thread", prefix_cache=0, catalog=catalog) as backend,
     ):
         device = backend.run(device_name)
         print(f"{args.shape or args.model} on {device}, {args.tokens} tokens each")

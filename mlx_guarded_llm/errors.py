@@ -11,7 +11,8 @@
     │   ├── ModelInvalid          a broken or half-fetched model folder
     │   ├── ModelUnsupported      architecture, quantisation or remote code
     │   ├── PullFailed            a download or an import that did not end
-    │   └── LoadFailed            MLX refused weights that looked sound
+    │   ├── LoadFailed            MLX refused weights that looked sound
+    │   └── ModelQuarantined      the engine died of it, again and again
     ├── MemoryRefused             it cannot fit; the message has the numbers
     ├── QueueFull                 the bounded queue has no place left
     ├── LoadDeferredTimeout       a load waited `load_wait` behind generations
@@ -144,6 +145,24 @@ class LoadFailed(ModelError):
     """MLX failed while loading weights that had passed every check."""
 
     retryable = True
+
+
+class ModelQuarantined(ModelError):
+    """The engine died of this model so often that it is not loaded any more.
+
+    Attributes:
+        model: its name.
+        deaths: how often.
+        stderr: the last that the engine wrote there before it died.
+    """
+
+    def __init__(
+        self, message: str, *, model: str, deaths: int, stderr: str, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.model = model
+        self.deaths = deaths
+        self.stderr = stderr
 
 
 class MemoryRefused(GuardedLLMError, MemoryError):

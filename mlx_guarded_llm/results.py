@@ -121,6 +121,7 @@ class Provenance:
         prefill: from its start until its first token.
         decode: from its first token until its last.
         paused: of prefill and decode, standing still while another model loaded.
+        recovering: of prefill and decode, from the death of an engine until it went on.
     """
 
     request_id: str
@@ -139,6 +140,7 @@ class Provenance:
     prefill: float = 0.0
     decode: float = 0.0
     paused: float = 0.0
+    recovering: float = 0.0
 
     @property
     def as_asked(self) -> bool:

@@ -1,7 +1,8 @@
 """Fixtures of the backend's contract: small models and backends that are closed again.
 
 The contract tests (`engine/test_backend_*.py`, less `_faults`) see the public API only, so the
-same tests can hold for every place where an engine may live: add it to `ISOLATIONS`.
+same tests hold for every place where an engine may live. Tests of what is above a backend,
+and those that look inside of the engine, name one place by a fixture `isolation` of their own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from mlx_guarded_llm.testing.tiny import (
     make_tiny_embedder,
     make_tiny_model,
 )
+from tests._pool import pooled
 
-ISOLATIONS = ["thread"]
+ISOLATIONS = ["process", "thread"]
 
 MakeBackend = Callable[..., Backend]
 MakeModel = Callable[..., str]
@@ -33,9 +35,19 @@ def isolation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_backend(isolation: str, tmp_path: Path) -> Iterator[MakeBackend]:
+def own_worker() -> bool:
+    """Whether each backend of a test starts a worker of its own; see `_pool`."""
+    return False
+
+
+@pytest.fixture
+def make_backend(
+    isolation: str, own_worker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeBackend]:
     """Make backends; at the end each is closed and must have kept the rule."""
     made: list[Backend] = []
+    if isolation == "process" and not own_worker:
+        monkeypatch.setattr("mlx_guarded_llm.backend.backend.hosts", pooled)
 
     def make(aliases: Path | None = None, **options: Any) -> Backend:
         defaults: dict[str, Any] = {

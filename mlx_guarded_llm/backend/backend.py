@@ -18,10 +18,14 @@ from ..params import SamplingParams
 from ..record import Event, Record, Timeline, explain, timeline, write_perfetto
 from ..request import PromptRequest
 from ..results import Result
+from ..worker.parcel import pack, unpack
 from .asking import inside, new_id
 from .calls import AsyncStream, Gathered, Put, Stream
+from .crashes import FILE, Crashes
 from .dispatcher import Dispatcher
+from .hosts import Isolation, hosts
 from .options import byte_size, count, seconds, sort_options
+from .quarantine import Quarantine
 from .requests import AnswerRequest
 from .text_calls import TextCalls
 from .waiting import await_, wait
@@ -33,11 +37,12 @@ CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to e
 
 
 class Backend(TextCalls):
-    """Runs several MLX models in one process without one hurting another.
+    """Runs several MLX models without one hurting another, or the program.
 
     Loads wait for running generations (`load_wait`), and at that deadline generations
     pause at a token boundary instead of being lost. One thread owns MLX, so no two
-    Metal operations overlap, whoever calls from wherever.
+    Metal operations overlap, whoever calls from wherever. It lives in a process of its
+    own: when that dies, another one goes on with every answer where it stopped.
 
         from mlx_guarded_llm import Backend
 
@@ -46,7 +51,8 @@ class Backend(TextCalls):
             print(result.text, result.guard.deferred)
 
     Args:
-        isolation: where the engine runs; "thread" is in this process.
+        isolation: where the engine runs: in a child process, or with "thread" in this
+            one, which an abort of MLX then ends.
         load_wait: seconds a load waits for running generations before they pause.
         fairness_window: seconds during which a newcomer may pass a waiting load, and
             that generations get between two pauses.
@@ -67,6 +73,14 @@ class Backend(TextCalls):
         offline: never use the network.
         on_progress: told of every download, load and prefill, from another thread.
         record_size: events kept.
+        stall_timeout: seconds without progress after which the engine's process is taken
+            for hung and replaced; longer for models that are known to be slow.
+        quarantine_after: how often a model may make the engine die within ten minutes
+            before it is refused (`ModelQuarantined`); None for any number.
+        spare_worker: keep a second process waiting, so that the next engine need not
+            start Python and import MLX first; it takes about 100 MB.
+
+    The last three have no meaning with isolation="thread".
 
     Raises:
         InvalidRequest: an argument is wrong.
@@ -75,7 +89,7 @@ class Backend(TextCalls):
     def __init__(
         self,
         *,
-        isolation: Literal["thread"] = "thread",
+        isolation: Isolation = "process",
         load_wait: float = 120.0,
         fairness_window: float = 5.0,
         on_load_deadline: LoadDeadline = "pause",
@@ -90,12 +104,12 @@ class Backend(TextCalls):
         offline: bool = False,
         on_progress: OnProgress | None = None,
         record_size: int = 100_000,
+        stall_timeout: float = 60.0,
+        quarantine_after: int | None = 3,
+        spare_worker: bool = False,
     ) -> None:
-        if isolation != "thread":
-            raise InvalidRequest(
-                f"isolation is {isolation!r}; this version has 'thread' only.",
-                hint="isolation='process' is not built yet.",
-            )
+        if isolation not in ("process", "thread"):
+            raise InvalidRequest(f"isolation is {isolation!r}; it must be 'process' or 'thread'.")
         if on_load_deadline not in ("pause", "raise"):
             raise InvalidRequest(
                 f"on_load_deadline is {on_load_deadline!r}; it must be 'pause' or 'raise'."
@@ -105,6 +119,18 @@ class Backend(TextCalls):
         self._catalog = catalog or Catalog()
         self._record = Record(count("record_size", record_size))
         self._owner = os.getpid()
+        options = EngineOptions(
+            max_active=max_active,
+            memory_budget=None
+            if memory_budget is None
+            else byte_size("memory_budget", memory_budget, 1),
+            prefill_step_size=None
+            if prefill_step_size is None
+            else count("prefill_step_size", prefill_step_size),
+            prefix_cache_bytes=None
+            if prefix_cache is None
+            else byte_size("prefix_cache", prefix_cache, 0),
+        )
         self._dispatcher = Dispatcher(
             guard={
                 "load_wait": seconds("load_wait", load_wait),
@@ -114,18 +140,16 @@ class Backend(TextCalls):
                 "max_active": count("max_active", max_active),
                 "keep_alive": None if keep_alive is None else seconds("keep_alive", keep_alive),
             },
-            engine=EngineOptions(
-                max_active=max_active,
-                memory_budget=None
-                if memory_budget is None
-                else byte_size("memory_budget", memory_budget, 1),
-                prefill_step_size=None
-                if prefill_step_size is None
-                else count("prefill_step_size", prefill_step_size),
-                prefix_cache_bytes=None
-                if prefix_cache is None
-                else byte_size("prefix_cache", prefix_cache, 0),
+            hosts=hosts(
+                isolation,
+                options,
+                stall_timeout=seconds("stall_timeout", stall_timeout),
+                spare=spare_worker,
             ),
+            quarantine=Quarantine(
+                None if quarantine_after is None else count("quarantine_after", quarantine_after)
+            ),
+            crashes=Crashes(self._catalog.cache_dir / FILE),
             catalog=self._catalog,
             offline=offline,
             record=self._record,
@@ -294,6 +318,11 @@ class Backend(TextCalls):
         used, budget = self._query(self._dispatcher.memory)
         return used, budget
 
+    def forgive(self, model: str, **options: Any) -> bool:
+        """Let a quarantined model be loaded again. Returns whether it was quarantined."""
+        spec = self._resolve(model, **options)
+        return bool(self._query(lambda: self._dispatcher.forgive(spec)))
+
     # ---- foreign work ------------------------------------------------------------
 
     def run(self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None) -> T:
@@ -303,7 +332,9 @@ class Backend(TextCalls):
         load it waits for running generations, up to `load_wait`, and then pauses them.
 
         Args:
-            fn: takes nothing and returns plain values, no `mx.array`.
+            fn: takes nothing and returns plain values, no `mx.array`. It runs in the
+                engine's process: what it changes there (globals, files it has open) stays
+                there, and if that process dies it is not run again.
             label: its name in the record.
             timeout: seconds to wait; the function itself may go on afterwards.
 
@@ -312,18 +343,21 @@ class Backend(TextCalls):
 
         Raises:
             Exception: whatever `fn` raised.
-            InvalidRequest: it returned an `mx.array`.
+            InvalidRequest: it, or what it returned, cannot be sent to the other process;
+                or it returned an `mx.array`.
+            EngineDied: the engine died meanwhile.
         """
-        job = self._ask("run", key=label, fn=fn)
-        value: T = wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        job = self._ask_run(fn, label)
+        value: T = unpack(wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
         return value
 
     async def arun(
         self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None
     ) -> T:
         """As `run`, without blocking the event loop."""
-        job = self._ask("run", key=label, fn=fn)
-        value: T = await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout))
+        job = self._ask_run(fn, label)
+        patience = self._timeout(timeout)
+        value: T = unpack(await await_(job.future, lambda: self._drop_job(job), patience))
         return value
 
     # ---- the record --------------------------------------------------------------
@@ -351,8 +385,11 @@ class Backend(TextCalls):
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the engine's own process; None with isolation="thread"."""
-        return None
+        """Process id of the engine's own process.
+
+        None with isolation="thread", before first use, and between a death and a restart.
+        """
+        return self._dispatcher.machine.pid
 
     # ---- the end -----------------------------------------------------------------
 
@@ -432,14 +469,18 @@ class Backend(TextCalls):
         spec = self._resolve(model, **options)
         return self._ask("load", spec=spec, pin=pin, on_progress=on_progress)
 
+    def _ask_run(self, fn: Callable[[], Any], label: str) -> Job:
+        self._check_open()
+        return self._ask("run", key=label, fn=pack(fn) if self.isolation == "process" else fn)
+
     def _ask(self, kind: Literal["load", "unload", "run"], **fields: Any) -> Job:
         self._check_open()
         job = Job(id=new_id(kind), kind=kind, future=Future(), **fields)
-        self._dispatcher.post(lambda: self._dispatcher.ask(job))
+        self._dispatcher.post(lambda: self._dispatcher.jobs.ask(job))
         return job
 
     def _drop_job(self, job: Job) -> None:
-        self._dispatcher.post(lambda: self._dispatcher.cancel_job(job.id))
+        self._dispatcher.post(lambda: self._dispatcher.jobs.cancel(job.id))
 
     def _query(self, function: Callable[[], Any]) -> Any:
         self._check_open()

@@ -11,7 +11,6 @@ from ..engine.protocol import Delta
 from ..errors import GuardedLLMError, InvalidRequest, QueueFull
 from ..models import OnProgress, Progress
 from ..texts import MAX_CHARACTERS
-from .calls import Put
 from .requests import Request
 from .work import Job
 
@@ -28,8 +27,8 @@ class Callers:
 
     def __init__(self, on_progress: OnProgress | None, limit: int) -> None:
         self.requests: dict[str, Request] = {}
+        self.tickets: dict[str, Request] = {}  # the same, by their names in the engine
         self.jobs: dict[str, Job] = {}
-        self._puts: dict[str, Put] = {}
         # Stages under way and who hears of them, by model and request (or "").
         self._moving: dict[tuple[str, str], tuple[Progress, list[OnProgress | None]]] = {}
         self._on_progress = on_progress
@@ -60,19 +59,26 @@ class Callers:
     def add(self, request: Request) -> None:
         """A request has somebody waiting for it from now on."""
         self.requests[request.id] = request
-        self._puts[request.id] = request.put
+        self.tickets[request.ticket] = request
+
+    def remove(self, request: Request) -> None:
+        """Nothing more will be heard of it: its name is free."""
+        self.requests.pop(request.id, None)
+        self.tickets.pop(request.ticket, None)
 
     def pass_on(self, delta: Delta) -> None:
-        """Give a piece of an answer to its caller. From any thread."""
-        put = self._puts.get(delta.request_id)
-        if put is not None:
-            put(delta.chunk)
+        """Give a piece of an answer to its caller. From any thread, one at a time."""
+        request = self.tickets.get(delta.request_id)
+        if request is not None and not request.told:
+            request.tokens += delta.tokens
+            request.put(delta.chunk)
 
     def end_all(self, error: GuardedLLMError) -> None:
         """Everybody gets this error."""
         for request in list(self.requests.values()):
             self.settle(request, error)
         self.requests.clear()
+        self.tickets.clear()
         for job in list(self.jobs.values()):
             job.fail(error)
         self.jobs.clear()
@@ -82,13 +88,12 @@ class Callers:
     def settle(self, request: Request, error: GuardedLLMError | None) -> None:
         """The caller gets its end; the engine may still have to stop."""
         if not request.in_engine:
-            self.requests.pop(request.id, None)
+            self.remove(request)
         self.tell(request, error or request.cancelled())
 
     def tell(self, request: Request, item: Any) -> None:
         """Give the caller its end, once."""
         self.stopped(request.key, request.id)
-        self._puts.pop(request.id, None)
         if request.told:
             return
         request.told = True
@@ -100,12 +105,13 @@ class Callers:
             logger.exception("the caller of %s cannot be told", request.id)
 
     def moved(self, key: str, request_id: str | None, progress: Progress) -> None:
-        """Tell how far a fetch or load (of model `key`) or a prefill (of a request) has come."""
+        """Tell how far a fetch or load (of model `key`) or a prefill (of a ticket) has come."""
         listeners = [self._on_progress]
         if request_id is not None:
-            request = self.requests.get(request_id)
+            request = self.tickets.get(request_id)
             if request is None or request.told:
                 return
+            request_id = request.id
             listeners.append(request.on_progress)
         else:
             listeners += [r.on_progress for r in self.requests.values() if r.key == key]

@@ -12,6 +12,7 @@ from ..guard import ModelState
 from ..memory.ledger import Ledger
 from ..models import ModelFiles, ModelSpec
 from ..models.spec import OnProgress
+from .quarantine import Quarantine
 
 
 @dataclass(eq=False, kw_only=True)
@@ -50,14 +51,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """One model, resident or wanted.
+    """One model: resident, wanted or quarantined.
 
     Attributes:
-        state: "resident", "loading", "deferred", "unloading" or "queued".
+        state: "resident", "loading", "unloading", "queued" or "quarantined".
         active: running requests.
         waiting: waiting requests.
         memory_bytes: promised to its weights and KV caches.
         idle_seconds: since its last request; None while it has one.
+        crashes: how often the engine died of it of late.
+        cause: of the last time, in a few words.
     """
 
     name: str
@@ -69,19 +72,27 @@ class ModelInfo:
     context_window: int
     fingerprint: str
     idle_seconds: float | None
+    crashes: int = 0
+    cause: str = ""
 
 
 def model_infos(
-    states: list[ModelState], files: Mapping[str, ModelFiles], ledger: Ledger | None, now: float
+    states: list[ModelState],
+    files: Mapping[str, ModelFiles],
+    ledger: Ledger | None,
+    now: float,
+    quarantine: Quarantine,
 ) -> list[ModelInfo]:
-    """What callers see of the guard's models."""
+    """What callers see of the guard's models, and of those in quarantine."""
     infos = []
-    for state in states:
+    held = quarantine.held()
+    unwanted = set(held) - {state.name for state in states}
+    for state in [*states, *map(ModelState, unwanted)]:
         known = files.get(state.name)
         infos.append(
             ModelInfo(
                 name=state.name,
-                state=_state(state),
+                state="quarantined" if state.name in held else _state(state),
                 pinned=state.pinned,
                 active=len(state.active),
                 waiting=len(state.waiting),
@@ -89,6 +100,8 @@ def model_infos(
                 context_window=known.context_window if known else 0,
                 fingerprint=known.fingerprint if known else "",
                 idle_seconds=now - state.last_used if state.idle else None,
+                crashes=quarantine.deaths(state.name),
+                cause=quarantine.cause(state.name),
             )
         )
     return sorted(infos, key=lambda info: info.name)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,12 @@ from . import opening
 from .words import listing, rate, seconds, size
 
 if TYPE_CHECKING:
+    from ..backend.crashes import Crash
     from ..models import Catalog
 
 LEAST_FREE = 2_000_000_000  # bytes; a small model and room to work
+RECENT = timedelta(days=7)
+_SHOWN_CRASHES = 3
 _TRIAL_TOKENS = 16
 
 
@@ -43,6 +47,7 @@ def checks(*, online: bool = False) -> Iterator[Check]:
     yield check
     if catalog is not None:
         yield disk(catalog.cache_dir)
+        yield crashes(catalog.cache_dir)
     yield pip()
     yield from trial()
     if online:
@@ -113,6 +118,58 @@ def disk(cache_dir: Path) -> Check:
             hint="Free some, or set HF_HOME and MLX_GUARDED_CACHE_DIR to another disk.",
         )
     return Check(name="disk", ok=True, text=text)
+
+
+def crashes(cache_dir: Path) -> Check:
+    """What engines died of lately. Only a model that does it again and again is a problem."""
+    from ..backend.crashes import FILE, Crashes, versions
+
+    file = cache_dir / FILE
+    now = datetime.now(UTC)
+    recent = [crash for crash in Crashes(file).read() if now - crash.time <= RECENT]
+    if not recent:
+        return Check(name="crashes", ok=True, text=f"none in the last {RECENT.days} days")
+    newest = [
+        f"{crash.time.astimezone():%Y-%m-%d %H:%M} {crash.death.model or 'without a model'} "
+        f"({crash.death.brief})"
+        for crash in recent[: -_SHOWN_CRASHES - 1 : -1]
+    ]
+    text = f"{len(recent)} in the last {RECENT.days} days, the newest: {'; '.join(newest)}"
+    # What died with other versions may have been mended by these.
+    repeated = _quarantined([crash for crash in recent if crash.versions == versions()])
+    if repeated:
+        return Check(
+            name="crashes",
+            ok=False,
+            text=f"{text}. A backend quarantines {listing(repeated)}",
+            hint=f"Upgrade mlx and mlx-lm, or take another model. {file} has the stderr of each; "
+            "delete it when the cause is gone.",
+        )
+    return Check(name="crashes", ok=True, text=text, hint=_advice(recent[-1], file))
+
+
+def _quarantined(found: list[Crash]) -> list[str]:
+    """The models that a backend which saw these would not load any more."""
+    from ..backend.quarantine import Quarantine
+
+    quarantine = Quarantine()
+    for crash in found:
+        quarantine.blame(crash.time.timestamp(), crash.death.model, crash.death)
+    return sorted(quarantine.held())
+
+
+def _advice(crash: Crash, file: Path) -> str:
+    """What to do about one crash."""
+    match crash.death.cause:
+        case "killed":
+            return "Something outside ended the worker; see the system's log."
+        case "out_of_memory":
+            return "Lower memory_budget, or take a smaller model."
+        case "hung":
+            return f"A longer stall_timeout helps slow work; {file} has the stderr."
+        case "not_started":
+            return f'`python -c "import mlx.core"` may tell why; {file} has the stderr.'
+    return f"If it comes again, upgrade mlx and mlx-lm; {file} has the stderr."
 
 
 def pip() -> Check:

@@ -65,9 +65,13 @@ class Models(Listing["ModelInfo"]):
 
     def cells(self, item: ModelInfo) -> Sequence[str]:
         """See `Listing.cells`."""
+        state = [item.state, *["pinned"] * item.pinned]
+        if item.crashes:
+            often = "1 crash" if item.crashes == 1 else f"{item.crashes} crashes"
+            state.append(f"{often} ({item.cause})")
         return (
             item.name,
-            f"{item.state}, pinned" if item.pinned else item.state,
+            ", ".join(state),
             str(item.active),
             str(item.waiting),
             words.size(item.memory_bytes),

@@ -115,8 +115,8 @@ class Embedding:
         """It is stopped before its end: half of the vectors are of no use to anybody."""
         self.fail(RequestCancelled(f"request {self.request_id} was cancelled."))
 
-    def fail(self, error: GuardedLLMError) -> None:
-        self._end(error=error)
+    def fail(self, error: GuardedLLMError, *, out_of_memory: bool = False) -> None:
+        self._end(error=error, out_of_memory=out_of_memory)
 
     def _end(
         self,
@@ -124,6 +124,7 @@ class Embedding:
         value: object = None,
         usage: Usage | None = None,
         error: GuardedLLMError | None = None,
+        out_of_memory: bool = False,
     ) -> None:
         self.emit(
             Ended(
@@ -131,6 +132,7 @@ class Embedding:
                 value=value,
                 usage=usage,
                 error=error,
+                out_of_memory=out_of_memory,
                 prefill=time.monotonic() - self.started,
             )
         )

@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import BackendClosed, EngineDied, GenerationFailed, GuardedLLMError, RequestCancelled
+from ..errors import (
+    BackendClosed,
+    EngineDied,
+    GenerationFailed,
+    GuardedLLMError,
+    MemoryRefused,
+    RequestCancelled,
+)
 from ..models.spec import Progress
 from . import rail
 from .embedding import Embedding, PreparedTexts
@@ -40,6 +47,7 @@ from .protocol import (
     Stopped,
     Unload,
 )
+from .pulse import NoPulse, Pulse, Work
 from .thread import MLXThread, mlx_thread
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
@@ -49,15 +57,19 @@ class Engine:
     """Runs models on the MLX thread of this process.
 
     Args:
-        emit: takes each report, from whatever thread; it must not block or raise.
+        emit: takes each report, from whatever thread; it must not raise.
         options: see `EngineOptions`.
+        pulse: told of each piece of work before it begins.
 
     Raises:
         BackendClosed: in a process that was forked after MLX was used.
     """
 
-    def __init__(self, emit: Callable[[Report], None], options: EngineOptions) -> None:
+    def __init__(
+        self, emit: Callable[[Report], None], options: EngineOptions, pulse: Pulse | None = None
+    ) -> None:
         self._emit = emit
+        self._pulse: Pulse = pulse or NoPulse()
         self._options = options
         self._thread: MLXThread = mlx_thread()
         self._residents: dict[str, Any] = {}  # Resident, in the order they are stepped
@@ -187,7 +199,7 @@ class Engine:
 
     def _step(self, resident: Any) -> None:
         try:
-            with rail.current().step(resident.name):
+            with self._at("step", resident.name):
                 updates = resident.step()
         except Exception as error:
             self._condemn(resident, error)
@@ -225,7 +237,7 @@ class Engine:
             )
             return
         lost = [g for g in self._generations.values() if g.model == resident.name]
-        self._fail(lost, _failure(error))
+        self._fail(lost, _failure(error), out_of_memory=self._residency.out_of_memory(error))
         error.__traceback__ = None  # its frames hold the batch
         resident.rebuild()
         gc.collect()  # the old batch's generators must end on this thread
@@ -236,18 +248,43 @@ class Engine:
         self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))
 
     def _break(self, error: GuardedLLMError) -> None:
-        self._fail(self._generations.values(), error)
+        for request_id in self._generations:
+            rail.current().generation_ended(request_id)
+        self._generations.clear()
         self._closed = True
         self._residents.clear()
         gc.collect()  # as in `_condemn`
         self._thread.remove(self)
         self._emit(Broken(error))
 
-    def _fail(self, generations: Iterable[Generation | Embedding], error: GuardedLLMError) -> None:
+    def _fail(
+        self,
+        generations: Iterable[Generation | Embedding],
+        error: GuardedLLMError,
+        *,
+        out_of_memory: bool = False,
+    ) -> None:
         for generation in tuple(generations):
             del self._generations[generation.request_id]
             rail.current().generation_ended(generation.request_id)
-            generation.fail(error)
+            generation.fail(error, out_of_memory=out_of_memory)
+
+    @contextmanager
+    def _at(self, work: Work, model: str) -> Iterator[None]:
+        """A piece of MLX work, as rail and pulse are told of it."""
+        watcher = rail.current()
+        sections = {
+            "step": watcher.step,
+            "load": watcher.load,
+            "unload": watcher.unload,
+            "run": watcher.foreign,
+        }
+        self._pulse.began(work, model)
+        try:
+            with sections[work](model):
+                yield
+        finally:
+            self._pulse.ended()
 
     # ---- exclusive work ----------------------------------------------------------
 
@@ -281,9 +318,10 @@ class Engine:
         freed = self._drop(command.evict)
 
         def progress(done: int, total: int) -> None:
+            self._pulse.went_on()
             self._emit(Moved(command.model, None, Progress("load", done, total)))
 
-        with rail.current().load(command.model):
+        with self._at("load", command.model):
             resident, error = self._residency.load(
                 command.model,
                 command.files,
@@ -302,7 +340,13 @@ class Engine:
             "freed": freed,
         }
         self._emit(
-            JobEnded(job_id=command.job_id, error=error, left=command.evict, details=details)
+            JobEnded(
+                job_id=command.job_id,
+                error=error,
+                out_of_memory=isinstance(error, MemoryRefused),
+                left=command.evict,
+                details=details,
+            )
         )
 
     def _unload(self, command: Unload) -> None:
@@ -311,7 +355,7 @@ class Engine:
         self._emit(JobEnded(job_id=command.job_id, left=left, details={"freed": freed}))
 
     def _run(self, command: Run) -> None:
-        with rail.current().foreign(command.label):
+        with self._at("run", command.label):
             value, error = call_foreign(command.fn)
             self._residency.synchronize()
         self._emit(JobEnded(job_id=command.job_id, value=value, error=error))
@@ -320,7 +364,7 @@ class Engine:
         """Unload models. Returns the bytes that came back."""
         freed = 0
         for model in models:
-            with rail.current().unload(model):
+            with self._at("unload", model):
                 resident = self._residents.pop(model, None)
                 self._preparer.forget_tokenizer(model)
                 if resident is not None:

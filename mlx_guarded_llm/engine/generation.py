@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import GenerationFailed, GrammarFailed, GuardedLLMError, NonFiniteLogits
 from ..models.spec import Progress
@@ -23,15 +23,19 @@ class Generation:
     Attributes:
         started: when it was, seconds of `time.monotonic()`.
         cached_tokens: prompt tokens that came from the prefix cache.
-        tokens: tokens generated so far.
+        tokens: tokens of the answer so far, by an engine before this one included.
     """
 
     prepared: PreparedRequest
     started: float
     emit: Callable[[Report], None]
     cached_tokens: int = 0
-    tokens: int = 0
+    tokens: int = field(init=False)
     first_token: float | None = None
+    _unsaid: list[int] = field(default_factory=list)  # tokens since the last piece
+
+    def __post_init__(self) -> None:
+        self.tokens = self.prepared.job.emitted
 
     @property
     def request_id(self) -> str:
@@ -76,34 +80,59 @@ class Generation:
             self.first_token = time.monotonic()
             seconds = self.first_token - self.started
             self.emit(FirstToken(self.request_id, seconds, self.cached_tokens))
-        text = self.prepared.text
-        piece = None if token.finish_reason == "stop" else text.feed(token.token)
-        if piece is not None or self.prepared.wants_logprobs:
-            chunk = self._chunk(piece or Piece(), self._logprobs(token))
-            self.emit(Delta(self.request_id, chunk))
-        if piece is not None and piece.stopped:
-            self.finish("stop")
+        self._unsaid.append(token.token)
+        piece = None if token.finish_reason == "stop" else self.prepared.text.feed(token.token)
+        logprobs = self._logprobs(token)
+        if token.finish_reason is not None or (piece is not None and piece.stopped):
+            cut = token.finish_reason == "length" and not (piece is not None and piece.stopped)
+            self.finish("length" if cut else "stop", piece or Piece(), logprobs)
             return True
-        if token.finish_reason is not None:
-            self.finish("stop" if token.finish_reason == "stop" else "length")
-            return True
+        if piece is not None or logprobs:
+            chunk = self._chunk(piece or Piece(), logprobs)
+            self.emit(Delta(self.request_id, chunk, tuple(self._unsaid)))
+            self._unsaid.clear()
         return False
 
-    def finish(self, reason: FinishReason) -> None:
-        """Tell the last of it: what was held back, the reason, and the counts."""
+    def finish(
+        self,
+        reason: FinishReason,
+        piece: Piece = Piece(),  # noqa: B008 - a tuple
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        """Tell the last of it: what was held back, the reason, and the counts.
+
+        The last token's piece goes along: told before, it would be told again by an
+        engine that goes on after this one died in between.
+        """
         try:
-            piece = self.prepared.text.finish(reason)
+            last = self.prepared.text.finish(reason)
         except Exception as error:  # it fails this request only
             self.fail(_unreadable(error))
             return
-        usage = Usage(len(self.prepared.job.prompt), self.tokens, self.cached_tokens)
-        chunk = self._chunk(piece, (), finish_reason=piece.finish_reason or reason, usage=usage)
+        job = self.prepared.job
+        prompt_tokens = len(job.prompt) - job.emitted
+        cached = min(self.cached_tokens, prompt_tokens)
+        chunk = Chunk(
+            text=piece.text + last.text,
+            reasoning=piece.reasoning + last.reasoning,
+            tool_calls=piece.tool_calls + last.tool_calls,
+            invalid_tool_calls=piece.invalid_tool_calls + last.invalid_tool_calls,
+            logprobs=logprobs,
+            finish_reason=last.finish_reason or reason,
+            usage=Usage(prompt_tokens, self.tokens, cached),
+        )
         self._end(chunk=chunk)
 
-    def fail(self, error: GuardedLLMError) -> None:
-        self._end(error=error)
+    def fail(self, error: GuardedLLMError, *, out_of_memory: bool = False) -> None:
+        self._end(error=error, out_of_memory=out_of_memory)
 
-    def _end(self, *, chunk: Chunk | None = None, error: GuardedLLMError | None = None) -> None:
+    def _end(
+        self,
+        *,
+        chunk: Chunk | None = None,
+        error: GuardedLLMError | None = None,
+        out_of_memory: bool = False,
+    ) -> None:
         now = time.monotonic()
         first = self.first_token if self.first_token is not None else now
         self.emit(
@@ -111,6 +140,7 @@ class Generation:
                 request_id=self.request_id,
                 chunk=chunk,
                 error=error,
+                out_of_memory=out_of_memory,
                 prefill=first - self.started,
                 decode=now - first,
             )
@@ -124,21 +154,13 @@ class Generation:
         return (TokenLogprob(token.token, spell(token.token), token.logprob, top),)
 
     @staticmethod
-    def _chunk(
-        piece: Piece,
-        logprobs: tuple[TokenLogprob, ...],
-        *,
-        finish_reason: FinishReason | None = None,
-        usage: Usage | None = None,
-    ) -> Chunk:
+    def _chunk(piece: Piece, logprobs: tuple[TokenLogprob, ...]) -> Chunk:
         return Chunk(
             text=piece.text,
             reasoning=piece.reasoning,
             tool_calls=piece.tool_calls,
             invalid_tool_calls=piece.invalid_tool_calls,
             logprobs=logprobs,
-            finish_reason=finish_reason,
-            usage=usage,
         )
 
 

@@ -166,16 +166,20 @@ class Preparer:
         window = command.files.context_window
         prompt = encode_prompt(tokenizer, command.prompt, context_window=window)
         max_tokens = fit_max_tokens(len(prompt), command.params.max_tokens, window)
+        emitted = len(command.emitted)
         job = Job(
             request_id=command.request_id,
-            prompt=list(prompt.token_ids),
+            prompt=[*prompt.token_ids, *command.emitted],
             params=command.params,
             seed=command.seed,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens - emitted,
+            emitted=emitted,
             boundaries={s.end: s.kind for s in prompt.segments if s.kind != "assistant"},
             constraint=self._grammars.constraint(command.files, tokenizer, prompt, command.params),
         )
         text = TextPipeline(tokenizer, prompt, command.params)
+        for token in command.emitted:
+            text.feed(token)  # what it says has been said
         self._prepared[command.request_id] = PreparedRequest(
             command.model, job, text, lambda token: str(tokenizer.convert_ids_to_tokens(token))
         )

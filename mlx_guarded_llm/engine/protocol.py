@@ -18,6 +18,7 @@ from ..params import SamplingParams
 from ..request import PromptRequest
 from ..results import Chunk, FinishReason, Usage
 from ..texts import TextsRequest
+from ..worker.death import Death
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,10 @@ class Prepare:
     """Template and encode a request, off the MLX thread. Answer: `Prepared` or `Ended`.
 
     Whatever becomes of it, exactly one `Ended` tells that the engine is done with it.
+
+    Attributes:
+        emitted: tokens of the answer that an engine before this one has passed on; the
+            answer goes on behind them.
     """
 
     request_id: str
@@ -58,6 +63,7 @@ class Prepare:
     prompt: PromptRequest
     params: SamplingParams
     seed: int
+    emitted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +175,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer."""
+    """A piece of an answer.
+
+    Attributes:
+        tokens: the tokens behind it, from the one after the last piece's.
+    """
 
     request_id: str
     chunk: Chunk
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,7 @@ class Ended:
             size), or the token ids of `Tokenize`.
         usage: token counts, when there is no chunk.
         error: why it failed.
+        out_of_memory: the error came from memory that MLX could not get.
         prefill: seconds from `Start` to the first token, or to the last vector.
         decode: seconds from the first token to the last.
     """
@@ -203,6 +215,7 @@ class Ended:
     value: Any = None
     usage: Usage | None = None
     error: GuardedLLMError | None = None
+    out_of_memory: bool = False
     prefill: float = 0.0
     decode: float = 0.0
 
@@ -224,6 +237,7 @@ class JobEnded:
     Attributes:
         error: why it failed. For `Run` the caller's own exception, as it was raised.
         value: what the function of `Run` returned.
+        out_of_memory: the error came from memory that MLX could not get.
         left: models that are out of memory now.
         details: measured bytes and seconds.
     """
@@ -231,6 +245,7 @@ class JobEnded:
     job_id: str
     error: BaseException | None = None
     value: Any = None
+    out_of_memory: bool = False
     left: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -266,10 +281,27 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Died:
+    """The process of the engine is gone; every request and job it had is lost."""
+
+    death: Death
+
+
+@dataclass(frozen=True)
 class Stopped:
     """The engine was closed; its models are out of memory."""
 
 
 Report = (
-    Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped
+    Ready
+    | Prepared
+    | Delta
+    | FirstToken
+    | Ended
+    | JobEnded
+    | Moved
+    | Measured
+    | Broken
+    | Died
+    | Stopped
 )

@@ -69,6 +69,7 @@ class Residency:
     """
 
     condemns_process = staticmethod(loading.condemns_process)
+    out_of_memory = staticmethod(loading.out_of_memory)
 
     def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
         self._options = options

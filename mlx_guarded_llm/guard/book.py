@@ -43,25 +43,34 @@ class Book(View):
         self.active[request.id] = None
         self._room.reserve_start(request.id, request.model)
         request.started_at = self.now
-        timing, asked_at = request.timing, request.asked_at
-        timing.queued = self.now - asked_at
-        for deferred_at, began, ended in model.loads:
-            timing.deferred += max(0.0, began - max(deferred_at, asked_at))
-            timing.loading += max(0.0, ended - max(began, asked_at))
         self.make_room(request, ())
         self.note(
             "request.started",
             model=request.model,
             request_id=request.id,
-            details={"queued": timing.queued},
+            details=self._charge_wait(request, model),
         )
         self.actions.append(Start(request.id, request.model))
+
+    def _charge_wait(self, request: RequestState, model: ModelState) -> dict[str, float]:
+        """Enter how long a request that starts has waited, or waited to start again."""
+        timing, asked_at = request.timing, request.asked_at
+        if request.interrupted_at is not None:
+            waited = self.now - request.interrupted_at
+            timing.recovering += waited
+            request.interrupted_at = None
+            return {"recovering": waited}
+        timing.queued = self.now - asked_at
+        for deferred_at, began, ended in model.loads:
+            timing.deferred += max(0.0, began - max(deferred_at, asked_at))
+            timing.loading += max(0.0, ended - max(began, asked_at))
+        return {"queued": timing.queued}
 
     def withdraw(self, request: RequestState, error: GuardedLLMError | None, cause: str) -> None:
         """End a waiting request now; have the engine stop an active one."""
         if request.started_at is not None:
             if not request.stopping:
-                request.stopping = True
+                request.stopping, request.stop_error = True, error
                 self.actions.append(Stop(request.id, error))
             return
         model = self.models[request.model]
@@ -76,7 +85,7 @@ class Book(View):
         self.actions.append(Fail(request.id, error))
         self.make_room(request, ())
         load = self.pending(model.load)
-        if load is not None and not (load.callers or model.waiting):
+        if load is not None and not self.wanted(load):
             self.drop(load, cause=cause)
         self.forget(model)
 
@@ -135,13 +144,14 @@ class Book(View):
         cause: str,
         caller: str | None = None,
         pin: bool = False,
-    ) -> None:
+    ) -> JobState:
         """The one load of `model`, made if there is none."""
         job = self.find(model.load)
         if job is None:
             job = self._add("load", model.name, cause, caller, request_id)
             model.load = job.id
         self._watch(job, caller, pin)
+        return job
 
     def want_unload(self, model: ModelState, *, cause: str, caller: str | None = None) -> JobState:
         """The one unload of `model`, made if there is none."""
@@ -169,7 +179,7 @@ class Book(View):
                 continue  # this one needs nothing; another still does
             if job.wanted_by != request.id or model.name not in evict:
                 job.wanted_by = None
-                if not job.callers:
+                if not self.wanted(job):
                     self.drop(job, cause="not needed any more")
         for name in evict:
             job = self.want_unload(self.models[name], cause=f"room for {request.id}")
@@ -271,15 +281,32 @@ class Book(View):
             self._load_ended(job, job.started_at, error)
         elif job.kind == "unload":
             self.models[job.model].unload = None
-        for name in left:
-            self._left(name)
-        for name in job.leaving:
-            if name in self.residents:
-                self._stays(self.residents[name])
+        self._gone(job.leaving, left)
         self._settle(job, error, ran=True)
 
-    def drop(self, job: JobState, *, cause: str, error: GuardedLLMError | None = None) -> None:
-        """A pending job loses its point, or fails before it began."""
+    def put_back(self, job: JobState, cause: str, left: tuple[str, ...]) -> None:
+        """The running load is pending again, in its old place; `left` are out of memory."""
+        evict = job.evict
+        self.running, job.started_at, job.evict = None, None, ()
+        self._room.release_model(job.model)
+        self.jobs[job.id] = job
+        self._move_up(job)
+        self.note("load.interrupted", model=job.model, job_id=job.id, cause=cause)
+        self._gone(evict, left)
+
+    def drop(
+        self,
+        job: JobState,
+        *,
+        cause: str,
+        error: GuardedLLMError | None = None,
+        ran: bool = False,
+    ) -> None:
+        """A pending job loses its point, or fails before it began.
+
+        Args:
+            ran: what was asked for has come about all the same.
+        """
         del self.jobs[job.id]
         self.note(
             _kind(job, "failed" if error else "cancelled"),
@@ -287,7 +314,7 @@ class Book(View):
             job_id=job.id,
             cause=describe(error) if error else cause,
         )
-        self._settle(job, error, ran=False)
+        self._settle(job, error, ran=ran)
         if job.kind == "run":
             return
         model = self.models[job.model]
@@ -317,6 +344,14 @@ class Book(View):
         for request_id in list(model.waiting):
             self.withdraw(self.requests[request_id], error, cause="load failed")
         self._is_out(model)
+
+    def _gone(self, leaving: tuple[str, ...], left: tuple[str, ...]) -> None:
+        """Of the models that were to leave, or others, `left` are out of memory."""
+        for name in left:
+            self._left(name)
+        for name in leaving:
+            if name in self.residents:
+                self._stays(self.residents[name])
 
     def _left(self, name: str) -> None:
         """A model left memory. Whoever still waits for it makes it load again."""

@@ -9,23 +9,24 @@ Two kinds of work share one engine:
 - a *generation*: many may be active at once;
 - a *job* (load, unload, foreign work): exclusive, one at a time, first come first served.
 
-What may begin, and when, is in `rules`; how it is carried out in `book`.
+What may begin, and when, is in `rules`; how it is carried out in `book`, and after the
+death of an engine in `recovery`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..errors import BackendClosed, GuardedLLMError, InvalidRequest
 from ..record.events import Event
 from .actions import Action, Fail, Settle
-from .book import Book
 from .limits import Limits, LoadDeadline
 from .reasons import describe, queue_full
+from .recovery import RecoveringBook
 from .room import Room, Unbounded
 from .rules import Rules
-from .state import ModelState, Timing
+from .state import JobState, ModelState, Timing
 
 
 class Guard:
@@ -67,7 +68,7 @@ class Guard:
             keep_alive=keep_alive,
         )
         room = room or Unbounded()
-        self._book = Book(room, emit)
+        self._book = RecoveringBook(room, emit)
         self._rules = Rules(self._book, room, self._limits)
 
     # ---- what the owner may ask --------------------------------------------------
@@ -85,6 +86,10 @@ class Guard:
     def models(self) -> list[ModelState]:
         """Every model that is resident or wanted. Read only."""
         return list(self._book.models.values())
+
+    def idle(self) -> list[str]:
+        """The models that `squeeze` would have leave now."""
+        return [model.name for model in self._book.idle()]
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called, if no other input comes before.
@@ -171,7 +176,8 @@ class Guard:
         state = book.model(model)
         unload = book.pending(state.unload)
         leaving = book.running is not None and model in book.running.leaving
-        if not state.resident or leaving or (unload is not None and unload.callers):
+        going = unload is not None and (unload.callers or unload.urgent)
+        if not state.resident or leaving or going:
             book.want_load(state, None, cause="asked", caller=job_id, pin=pin)
             return self._rules.pump()
         state.pinned = state.pinned or pin
@@ -207,8 +213,7 @@ class Guard:
         job = book.callers.pop(job_id, None)
         if job is not None:
             del job.callers[job_id]
-            wanted = job.wanted_by or (job.kind == "load" and book.models[job.model].waiting)
-            if job is not book.running and not (job.callers or wanted):
+            if job is not book.running and not book.wanted(job):
                 book.drop(job, cause="cancelled")
         return self._rules.pump()
 
@@ -219,6 +224,7 @@ class Guard:
         *,
         error: GuardedLLMError | None = None,
         left: tuple[str, ...] | None = None,
+        again: bool = False,
         **details: object,
     ) -> list[Action]:
         """The engine is done with the running job.
@@ -227,13 +233,74 @@ class Guard:
             error: why it failed.
             left: the models that are out of memory now; None means all that were
                 to leave, or, after an error, those to be evicted.
+            again: it is a load that failed and is to be tried again, in its old place
+                and for all who wait for it. If none do, it has failed.
         """
         book = self._at(now)
         job = book.running
         if job is not None and job.id == job_id:
             if left is None:
                 left = job.evict if error else job.leaving
-            book.finish(job, error, left, details)
+            if again and error is not None and self._tries_again(job):
+                book.put_back(job, describe(error), left)
+            else:
+                book.finish(job, error, left, details)
+        return self._rules.pump()
+
+    # ---- inputs: the engine is lost, or its memory -----------------------------------
+
+    def lost(
+        self, now: float, cause: str, *, emitted: Mapping[str, int] | None = None
+    ) -> list[Action]:
+        """The engine is gone with all it had. Nothing begins until `back`.
+
+        Active requests wait again, and the models that are still wanted are to be
+        loaded again, all before anything else. A running load is tried again; foreign
+        work fails, as it must not run twice unasked. Requests that were told to stop
+        have ended. More deaths before `back` change nothing.
+
+        Args:
+            cause: the death in one sentence, for the record and for errors.
+            emitted: tokens that requests have by now, for the record.
+        """
+        book = self._at(now)
+        self._rules.lost = True
+        book.lose(cause, emitted or {}, reload=not self._rules.closed)
+        return self._rules.pump()
+
+    def back(self, now: float) -> list[Action]:
+        """A new engine works: what waits may begin."""
+        self._at(now)
+        self._rules.lost = False
+        return self._rules.pump()
+
+    def interrupted(
+        self, now: float, request_id: str, cause: str, *, emitted: int | None = None
+    ) -> list[Action]:
+        """The engine lost this active request only; it is to start again, before others.
+
+        Args:
+            emitted: tokens that it has by now, for the record.
+        """
+        book = self._at(now)
+        request = book.requests.get(request_id)
+        if request is not None and request.started_at is not None:
+            book.interrupt(request, cause, emitted)
+        return self._rules.pump()
+
+    def squeeze(self, now: float, cause: str) -> list[Action]:
+        """MLX ran out of memory: the models of `idle` leave before anything else begins."""
+        book = self._at(now)
+        if not self._rules.closed:
+            book.squeeze(cause)
+        return self._rules.pump()
+
+    def refuse(self, now: float, model: str, error: GuardedLLMError) -> list[Action]:
+        """This model is not to be loaded: all that wait for it fail, a load of it too."""
+        book = self._at(now)
+        state = book.models.get(model)
+        if state is not None:
+            book.refuse(state, error)
         return self._rules.pump()
 
     # ---- inputs: time and the end ------------------------------------------------
@@ -256,9 +323,12 @@ class Guard:
 
     # ---- small things ------------------------------------------------------------
 
-    def _at(self, now: float) -> Book:
+    def _at(self, now: float) -> RecoveringBook:
         self._book.now = now
         return self._book
+
+    def _tries_again(self, job: JobState) -> bool:
+        return job.kind == "load" and not self._rules.closed and self._book.wanted(job)
 
     def _may_ask(self, job_id: str) -> bool:
         book = self._book

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import GuardedLLMError, LoadDeferredTimeout, QueueFull, RequestTimeout
+from ..errors import EngineDied, GuardedLLMError, LoadDeferredTimeout, QueueFull, RequestTimeout
 from .state import JobState, Pairs, RequestState
 
 
@@ -21,11 +21,19 @@ def queue_full(waiting: int, what: str) -> QueueFull:
 def timed_out(request: RequestState, now: float) -> RequestTimeout:
     """The request's own deadline has passed."""
     doing = "waiting to start" if request.started_at is None else "generating"
+    if request.interrupted_at is not None:
+        doing = "waiting to go on after a crash"
     return RequestTimeout(
         f"request {request.id} to {request.model} timed out after "
         f"{now - request.asked_at:.1f} s, {doing}.",
         hint=f"backend.explain({request.id!r}) tells what it waited for.",
     )
+
+
+def cut_off(job: JobState, cause: str) -> EngineDied:
+    """The engine died while it did this job."""
+    hint = "It may have run in part, so it is not run again by itself." if job.kind == "run" else ""
+    return EngineDied(f"the {job.kind} of {job.model} was cut off: {cause.rstrip('.')}.", hint=hint)
 
 
 def deferred_too_long(job: JobState, now: float, held_by: Pairs) -> LoadDeferredTimeout:

@@ -40,6 +40,9 @@ class Room(Protocol):
     def release_start(self, request_id: str) -> None:
         """The request ended; its KV cache is gone."""
 
+    def retract_start(self, request_id: str) -> None:
+        """Its KV cache is gone, but it will start again: undo `reserve_start`."""
+
     def refusal(
         self, model: str, idle: Sequence[str], request_id: str | None = None
     ) -> MemoryRefused:
@@ -66,6 +69,8 @@ class Unbounded:
     def reserve_start(self, request_id: str, model: str) -> None: ...
 
     def release_start(self, request_id: str) -> None: ...
+
+    def retract_start(self, request_id: str) -> None: ...
 
     def refusal(
         self, model: str, idle: Sequence[str], request_id: str | None = None

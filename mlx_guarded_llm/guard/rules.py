@@ -12,6 +12,10 @@ The rules, followed in this order after every input (`pump`):
 5. After a pause the generations get `fairness_window` seconds before the next one.
 6. What cannot begin although nothing runs never will: it is refused, with numbers.
 7. When nothing is active and nothing waits, models idle for `keep_alive` are unloaded.
+8. Without an engine nothing begins. The models that are still wanted come back before
+   everything else, then the requests that were cut off (see `recovery`).
+9. When MLX ran out of memory, idle models leave before anything else begins; for that the
+   generations pause without waiting for `load_wait`.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ class Rules:
 
     Attributes:
         closed: nothing new comes; idle models are left to whoever closed.
+        lost: there is no engine now.
     """
 
     def __init__(self, book: Book, room: Room, limits: Limits) -> None:
@@ -42,6 +47,7 @@ class Rules:
         self._expiries = Expiries(book.requests)
         self._timed: JobState | None = None  # the job that only time lets begin
         self.closed = False
+        self.lost = False
 
     def watch(self, request: RequestState) -> None:
         """End this request when its own deadline passes."""
@@ -52,15 +58,20 @@ class Rules:
         book = self._book
         for request in self._expiries.due(book.now):
             book.withdraw(request, timed_out(request, book.now), cause="timeout")
+        if not self.lost:
+            self._begin()
+        self._note_deferred()
+        actions, book.actions = book.actions, []
+        return actions
+
+    def _begin(self) -> None:
+        book = self._book
         while book.running is None and (
             self._start_older() or self._begin_job() or self._start_newcomer() or self._retire()
         ):
             pass
         if book.running is None:
             book.resume(self._limits.fairness_window)
-        self._note_deferred()
-        actions, book.actions = book.actions, []
-        return actions
 
     def _start_older(self) -> bool:
         """Rule 2. Whether a request started, or was refused."""
@@ -70,7 +81,7 @@ class Rules:
     def _start_newcomer(self) -> bool:
         """Rule 4. Whether a request started."""
         head = self._book.head()
-        if head is None or self._passed(head.asked_at):
+        if head is None or self._holds(head):
             return False
         return self._start_first(math.inf, may_evict=False)
 
@@ -107,7 +118,7 @@ class Rules:
     def _not_held(self, request: RequestState) -> bool:
         """It may pass the unload that its model waits for, if there is one."""
         unload = self._book.pending(self._book.models[request.model].unload)
-        return unload is None or request.order < unload.order or not self._passed(unload.asked_at)
+        return unload is None or request.order < unload.order or not self._holds(unload)
 
     def _begin_job(self) -> bool:
         """Rules 3, 5 and 6. Whether a job began or gave up."""
@@ -115,7 +126,7 @@ class Rules:
         self._timed = None
         job = book.head()
         if book.active and self._limits.on_load_deadline == "raise":
-            self._timed = book.oldest()
+            self._timed = self._first_due()
             if self._timed is not None and book.now >= self._deadline(self._timed):
                 error = deferred_too_long(self._timed, book.now, book.holders())
                 book.drop(self._timed, cause="load_wait", error=error)
@@ -139,10 +150,20 @@ class Rules:
             self._refuse(job)
         return True
 
+    def _first_due(self) -> JobState | None:
+        """The pending job with the first deadline: the oldest, or one put before it."""
+        found = None
+        for job in self._book.jobs.values():
+            if found is None or self._deadline(job) < self._deadline(found):
+                found = job
+            if not job.urgent:
+                break
+        return found
+
     def _may_pause(self, job: JobState) -> bool:
-        """Rules 3 and 5; but one pause serves every job that was due when it began."""
+        """Rules 3, 5 and 9; but one pause serves every job that was due when it began."""
         if self._book.paused:
-            return self._deadline(job) <= self._book.pause_began
+            return job.urgent or self._deadline(job) <= self._book.pause_began
         return self._book.now >= max(self._deadline(job), self._book.next_pause)
 
     def _plan(self, job: JobState) -> tuple[str, ...] | None:
@@ -150,6 +171,8 @@ class Rules:
         if job.kind != "load":
             return ()
         first = next(iter(self._book.models[job.model].waiting), None)
+        if job.recovers:
+            first = None  # it comes back to where it was, and the first waits as it did
         return self._room.plan_load(job.model, self._book.evictable(job.model, job.order), first)
 
     def _refuse(self, job: JobState) -> None:
@@ -184,7 +207,7 @@ class Rules:
         book = self._book
         head, unload = book.head(), book.pending(model.unload)
         for job in (book.running, head, unload):
-            if job is not None and (job is book.running or self._passed(job.asked_at)):
+            if job is not None and (job is book.running or self._holds(job)):
                 return ((job.id, job.model),)
         return book.holders(model.active) if len(model.active) >= self._limits.max_active else ()
 
@@ -196,9 +219,11 @@ class Rules:
     def _note_deferred(self) -> None:
         """Record of new jobs that did not begin what they wait for."""
         book = self._book
+        if self.lost:
+            return  # it will be known when there is an engine again
         for job in book.fresh:
             ahead = book.running or book.head()
-            if job.id not in book.jobs or job.deferred_at is not None:
+            if book.jobs.get(job.id) is not job or job.deferred_at is not None:
                 continue
             if ahead is None or book.busy(job):
                 book.defer(job, "busy", book.holders(book.models[job.model].active))
@@ -214,6 +239,8 @@ class Rules:
         expiry = self._expiries.next()
         if expiry is not None:
             yield expiry
+        if self.lost:
+            return
         if book.running is None and self._timed is not None:
             yield max(self._deadline(self._timed), book.next_pause)
         if book.running is None and not (book.active or self.closed):
@@ -221,7 +248,13 @@ class Rules:
 
     def _deadline(self, job: JobState) -> float:
         """When it waits for generations no longer."""
+        if job.urgent and self._limits.on_load_deadline == "pause":
+            return job.asked_at
         return job.asked_at + self._limits.load_wait
+
+    def _holds(self, job: JobState) -> bool:
+        """Newcomers may not pass it, or not any more."""
+        return job.urgent or self._passed(job.asked_at)
 
     def _passed(self, asked_at: float) -> bool:
         """What was asked then has been passed by newcomers for long enough."""

@@ -6,18 +6,24 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import GuardedLLMError
+
 JobKind = Literal["load", "unload", "run"]
 Pairs = tuple[tuple[str, str], ...]  # (request or job id, model)
 
 
 @dataclass
 class Timing:
-    """Seconds one request spent in each place; see `results.Provenance`."""
+    """Seconds one request spent in each place; see `results.Provenance`.
+
+    The first three count until its first start.
+    """
 
     queued: float = 0.0
     deferred: float = 0.0
     loading: float = 0.0
     paused: float = 0.0
+    recovering: float = 0.0
 
 
 @dataclass
@@ -25,10 +31,13 @@ class RequestState:
     """A request from its acceptance until its end.
 
     Attributes:
-        order: place in the order of arrival, shared with jobs.
+        order: place in the order of arrival, shared with jobs; of one that an engine
+            lost, before all that have not begun.
         expires: when its own deadline passes, or None.
         started_at: when the engine got it; None while it waits.
+        interrupted_at: when an engine lost it, while it waits to start again.
         stopping: it was told to stop and has not ended yet.
+        stop_error: what its caller gets then; None for a plain cancel.
     """
 
     id: str
@@ -37,7 +46,9 @@ class RequestState:
     asked_at: float
     expires: float | None
     started_at: float | None = None
+    interrupted_at: float | None = None
     stopping: bool = False
+    stop_error: GuardedLLMError | None = None
     timing: Timing = field(default_factory=Timing)
 
 
@@ -47,11 +58,15 @@ class JobState:
 
     Attributes:
         model: the model, or the label of foreign work.
-        order: place in the order of arrival, shared with requests.
+        order: place in the order of arrival, shared with requests; less than any of
+            them for what goes before everything else.
         callers: who settles with it, and whether they pin the model. None are left of
             a load that only requests want, or of an eviction: such a job is dropped
             when it loses its point.
         wanted_by: the request for whose KV cache this unload makes room, or None.
+        urgent: MLX ran out of memory, so this unload waits for nobody.
+        recovers: this load brings back a model that an engine had before it died.
+        pinned: that model was pinned, so it comes back although nobody waits for it.
         deferrals: why it had to wait, as far as it is on record.
         deferred_at: when it first had to wait for others; None if it has not.
         started_at: when it began; None while it is pending.
@@ -66,6 +81,9 @@ class JobState:
     cause: str
     callers: dict[str, bool] = field(default_factory=dict)
     wanted_by: str | None = None
+    urgent: bool = False
+    recovers: bool = False
+    pinned: bool = False
     deferrals: set[str] = field(default_factory=set)
     deferred_at: float | None = None
     started_at: float | None = None
@@ -73,8 +91,8 @@ class JobState:
 
     @property
     def pin(self) -> bool:
-        """Somebody who still waits wants the model kept once it is loaded."""
-        return any(self.callers.values())
+        """The model is to be kept once it is loaded."""
+        return self.pinned or any(self.callers.values())
 
     @property
     def leaving(self) -> tuple[str, ...]:

@@ -58,10 +58,6 @@ class View:
         if model.forgotten:
             self.models.pop(model.name, None)
 
-    def oldest(self) -> JobState | None:
-        """The oldest pending job."""
-        return next(iter(self.jobs.values()), None)
-
     def head(self) -> JobState | None:
         """The oldest pending job that is not blocked by its own model's generations."""
         return next((job for job in self.jobs.values() if not self.busy(job)), None)
@@ -78,6 +74,27 @@ class View:
         if self.running is not None and self.running.id == job_id:
             return self.running
         return self.pending(job_id)
+
+    def wanted(self, job: JobState) -> bool:
+        """Whether a load or an unload still has its point."""
+        if job.callers or job.wanted_by or job.urgent or job.pinned:
+            return True
+        return job.kind == "load" and bool(self.models[job.model].waiting)
+
+    def idle(self) -> list[ModelState]:
+        """Models that could leave at once if memory must be had.
+
+        Those that requests wait for only if there are no others: they would come back.
+        None whose requests were cut off: these are as good as active.
+        """
+        leaving = self.running.leaving if self.running is not None else ()
+        idle = [
+            model
+            for model in self.residents.values()
+            if model.idle and not model.pinned and model.name not in leaving
+            if not (model.waiting and self.first(model).interrupted_at is not None)
+        ]
+        return [model for model in idle if not model.waiting] or idle
 
     def evictable(self, keep: str, order: int) -> list[str]:
         """Models that may leave so that `keep` fits, least recently used first.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import tempfile
 import threading
 from pathlib import Path
 
+from ..jsonfile import read_json, write_json
 from .footprint import Footprint
 
 _MAX_ENTRIES = 256
@@ -57,7 +54,7 @@ class Corrections:
             entries[fingerprint] = entry
             self._entries = dict(list(entries.items())[-_MAX_ENTRIES:])
             if entry != before:
-                _write(self._path, self._entries)
+                write_json(self._path, self._entries)
 
     def apply(self, fingerprint: str, footprint: Footprint) -> Footprint:
         """The footprint with measured weights, and at least the measured peak."""
@@ -71,10 +68,7 @@ class Corrections:
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:
-    try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
+    stored = read_json(path)
     if not isinstance(stored, dict):
         return {}
     entries = {
@@ -89,18 +83,3 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
         if isinstance(entry, dict)
     }
     return dict(list(entries.items())[-_MAX_ENTRIES:])
-
-
-def _write(path: Path, entries: dict[str, dict[str, int]]) -> None:
-    work = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, work = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=1)
-        Path(work).replace(path)
-    except OSError:
-        # Predictions serve as well; a full disk must not fail a generation.
-        if work is not None:
-            with contextlib.suppress(OSError):
-                Path(work).unlink()

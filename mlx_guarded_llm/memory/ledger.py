@@ -162,6 +162,11 @@ class Ledger:
         if account is not None:
             del account.running[request_id]
 
+    def retract_start(self, request_id: str) -> None:
+        """See `guard.Room.retract_start`."""
+        account = self._running.pop(request_id)
+        account.wanted[request_id] = account.running.pop(request_id)
+
     def refusal(
         self, model: str, idle: Sequence[str], request_id: str | None = None
     ) -> MemoryRefused:

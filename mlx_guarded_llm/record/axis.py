@@ -14,11 +14,14 @@ DRAWN = (
     "prefill",
     "decode",
     "paused",
+    "recovering",
     "unloading",
     "running",
     "loading",
 )
 WAITS = ("waiting", "deferred")
+STILL = ("paused", "recovering")  # started, but nothing steps
+DEATHS = ("engine.failed", "engine.died")
 
 
 def ticks(seconds: float, most: int) -> list[float]:

@@ -12,11 +12,13 @@ Kind = Literal[
     "request.first_token",
     "request.paused",
     "request.resumed",
+    "request.interrupted",
     "request.finished",
     "request.failed",
     "load.queued",
     "load.deferred",
     "load.started",
+    "load.interrupted",
     "load.finished",
     "load.failed",
     "load.cancelled",
@@ -34,7 +36,10 @@ Kind = Literal[
     "run.cancelled",
     "engine.started",
     "engine.failed",
+    "engine.died",
     "engine.stopped",
+    "model.quarantined",
+    "model.forgiven",
 ]
 
 

@@ -79,6 +79,8 @@ def _queued(request: RequestLife, jobs: list[JobLife], lives: Lives) -> Iterator
     for job in jobs:
         asked_by = f", asked for by {job.request_id}" if job.request_id else ""
         own_load, asked = _own_load(job, request), job.request_id == request.request_id
+        if job.again:
+            continue  # it was told with the first try
         if asked and not own_load:
             reason = f"it needs the {job.name} first"
         elif not own_load:
@@ -109,6 +111,7 @@ def _job(job: JobLife, request: RequestLife, lives: Lives) -> Iterator[Line]:
         yield (
             job.started,
             f"{name} started"
+            + (" again" if job.again else "")
             + (f" after {words.seconds(waited)}" if waited is not None else "")
             + _released(job, job.started, lives)
             + (f"; {words.listing(job.evict)} evicted to make room" if job.evict else ""),
@@ -119,7 +122,7 @@ def _job(job: JobLife, request: RequestLife, lives: Lives) -> Iterator[Line]:
             numbers = f"in {words.seconds(job.ended - job.started)}"
         yield job.ended, f"{name} finished{words.because(numbers)}"
     elif job.ended is not None:
-        verb = "was cancelled" if job.outcome == "cancelled" else "failed"
+        verb = "failed" if job.outcome == "failed" else f"was {job.outcome}"
         yield job.ended, f"{name} {verb}{words.because(job.cause)}"
 
 
@@ -157,6 +160,9 @@ def _own(request: RequestLife, lives: Lives) -> Iterator[Line]:
     if started is not None and not request.partial:
         yield started, "started"
     for pause in request.pauses:
+        if pause.cut_off:
+            yield from _cut_off(pause, request, lives)
+            continue
         yield pause.start, "paused" + _why(pause, request, lives)
         if pause.end is not None and pause.end != request.ended:
             yield pause.end, f"went on after {words.seconds(pause.end - pause.start)}"
@@ -178,6 +184,34 @@ def _why(pause: Pause, request: RequestLife, lives: Lives) -> str:
     if not names:
         return words.because(pause.cause)
     return f" at a token boundary for {words.listing(names)}"
+
+
+def _cut_off(pause: Pause, request: RequestLife, lives: Lives) -> Iterator[Line]:
+    """How an engine lost it, what had to come back, and how it went on."""
+    since = pause.start - (request.started or pause.start)
+    then = "" if request.partial else f" {words.seconds(since)} in"
+    what = f"the engine died{then}" if pause.died else "cut off"
+    yield pause.start, what + words.because(pause.cause)
+    end = lives.last if pause.end is None else pause.end
+    works = False  # a new engine does
+    for event in lives.engine:
+        if not pause.start < event.time <= end:
+            continue
+        if event.kind == "engine.died":
+            yield event.time, f"the new engine died too{words.because(event.cause)}"
+        elif event.kind == "engine.started":
+            works = True
+            made = words.parts(event.details, "spawn", "import")
+            yield event.time, "a new engine worked" + (f" ({made})" if made else "")
+    for job in lives.jobs:
+        if _own_load(job, request) and job.outcome == "finished":
+            assert job.ended is not None
+            if pause.start < job.ended <= end:
+                yield job.ended, f"its model was back{words.because(words.loaded(job.details))}"
+    if pause.end is not None and pause.end != request.ended:
+        where = " in the new engine" if works else ""
+        behind = f", behind the {pause.emitted} tokens it had" if pause.emitted else ""
+        yield pause.end, f"went on{where} after {words.seconds(end - pause.start)}{behind}"
 
 
 def _end(request: RequestLife) -> str:
@@ -208,7 +242,7 @@ def _state(request: RequestLife) -> str:
     if request.started is None:
         return "waiting"
     if request.pausing:
-        return "paused"
+        return "waiting to go on" if request.pauses[-1].cut_off else "paused"
     return "generating" if request.first_token is not None else "in its prefill"
 
 
@@ -223,11 +257,17 @@ def _summary(request: RequestLife, jobs: list[JobLife]) -> Iterator[str]:
         for job in jobs
     )
     loading = sum(_clip(job.started, job.ended, begin, until) for job in jobs)
-    paused = sum(_clip(pause.start, pause.end, until, end) for pause in request.pauses)
+    paused = sum(_clip(p.start, p.end, until, end) for p in request.pauses if not p.cut_off)
+    recovering = sum(_clip(p.start, p.end, until, end) for p in request.pauses if p.cut_off)
     waited = _parts((deferred, "with the load deferred"), (loading, "loading"))
     waiting = f"waiting ({waited})" if waited else "waiting"
-    running = end - until - paused
-    parts = _parts((until - begin, waiting), (running, "running"), (paused, "paused"))
+    running = end - until - paused - recovering
+    parts = _parts(
+        (until - begin, waiting),
+        (running, "running"),
+        (paused, "paused"),
+        (recovering, "recovering"),
+    )
     if parts:
         yield f"In all {words.seconds(end - begin)}: {parts}."
 

@@ -9,20 +9,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from . import words
 from .events import Event
 from .log import cancelled
 
-Outcome = Literal["finished", "failed", "cancelled"]
+Outcome = Literal["finished", "failed", "cancelled", "interrupted"]
 
 
 @dataclass
 class Pause:
-    """A time in which a started generation stood still; `end` is None while it does."""
+    """A time in which a started generation stood still; `end` is None while it does.
+
+    Attributes:
+        job_id: the exclusive work it made way for, or None.
+        cut_off: an engine lost it, and it had to start again.
+        died: that engine died.
+        emitted: tokens it had by then, if known.
+    """
 
     start: float
     end: float | None = None
     cause: str = ""
     job_id: str | None = None
+    cut_off: bool = False
+    died: bool = False
+    emitted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,14 @@ class RequestLife:
         if self.started is not None and self.ended is None and not self.pausing:
             self.pauses.append(Pause(time, cause=cause, job_id=job_id))
 
+    def cut_off(self, time: float, cause: str, *, died: bool = False) -> None:
+        """An engine lost it. The death of an engine is told before what it lost."""
+        if not (self.pausing and self.pauses[-1].cut_off):
+            self.go_on(time)
+            self.pause(time, cause)
+            if self.pausing:
+                self.pauses[-1].cut_off, self.pauses[-1].died = True, died
+
     def go_on(self, time: float) -> None:
         if self.pausing:
             self.pauses[-1].end = time
@@ -94,6 +113,10 @@ class RequestLife:
                 self.first_token = time
             case "paused":
                 self.pause(time, event.cause, event.job_id)
+            case "interrupted":
+                self.cut_off(time, event.cause)
+                if self.pausing:
+                    self.pauses[-1].emitted = words.count(event.details, "emitted")
             case "finished" | "failed":
                 self.go_on(time)
                 self.ended = time
@@ -108,6 +131,7 @@ class JobLife:
     Attributes:
         subject: "load", "unload" or "run".
         request_id: the request that asked for it, if one did.
+        again: it is the next try of a load that was cut off.
         deferrals: what deferred it, in order; a later one names what it found next.
         evict: models unloaded to make room for it.
         paused: requests that stood still for it.
@@ -118,6 +142,7 @@ class JobLife:
     model: str | None
     seen: float
     request_id: str | None = None
+    again: bool = False
     queued: float | None = None
     started: float | None = None
     ended: float | None = None
@@ -154,7 +179,7 @@ class JobLife:
                 self.started = event.time
                 self.evict = tuple(event.details.get("evict") or ())
                 self.paused = tuple(event.details.get("paused") or ())
-            case "finished" | "failed" | "cancelled":
+            case "finished" | "failed" | "cancelled" | "interrupted":
                 if self.queued is None and self.started is None and verb == "finished":
                     self.started = first
                 self.end(event.time, verb, event.cause)
@@ -173,7 +198,7 @@ class Lives:
     Attributes:
         requests: by id, in order of their first event.
         jobs: in order of their first event.
-        engine: the engine's own events.
+        engine: the engine's own events, and those of models that it is not to load.
         first: time of the first event.
         last: time of the last event.
     """
@@ -222,9 +247,11 @@ class Lives:
     def add(self, event: Event) -> None:
         subject, _, verb = event.kind.partition(".")
         self.last = event.time
-        if subject == "engine":
+        if subject in ("engine", "model"):
             self.engine.append(event)
-            if verb != "started":
+            if verb == "died":
+                self._cut_off(event)
+            elif verb in ("failed", "stopped"):
                 self._stand_still(event)
         elif subject == "request":
             if event.request_id is not None:
@@ -241,6 +268,20 @@ class Lives:
                 job = self._latest[job_id] = JobLife(job_id, subject, event.model, event.time)
                 self.jobs.append(job)
             job.add(verb, event, self.first)
+            if verb == "interrupted":
+                self._try_again(job, event.time)
+
+    def _try_again(self, job: JobLife, time: float) -> None:
+        """A load that was cut off is pending again: the life of its next try begins."""
+        again = JobLife(job.job_id, job.subject, job.model, time, job.request_id)
+        again.again, again.queued = True, time
+        self._latest[job.job_id] = again
+        self.jobs.append(again)
+
+    def _cut_off(self, event: Event) -> None:
+        """The engine died: what it did goes on in the next. Its jobs are told of apart."""
+        for request in self.requests.values():
+            request.cut_off(event.time, event.cause or "the engine died", died=True)
 
     def _stand_still(self, event: Event) -> None:
         """Nothing generates or loads in an engine that is gone."""
@@ -263,7 +304,7 @@ def read(events: Iterable[Event]) -> Lives:
 
 
 def _implies_start(verb: str) -> bool:
-    return verb in ("first_token", "paused", "resumed", "finished")
+    return verb in ("first_token", "paused", "resumed", "interrupted", "finished")
 
 
 def _outcome(verb: str, event: Event) -> Outcome:

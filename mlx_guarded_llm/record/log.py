@@ -18,10 +18,14 @@ _LEVELS = {
     "request.queued": logging.DEBUG,
     "request.first_token": logging.DEBUG,
     "request.failed": logging.WARNING,
+    "request.interrupted": logging.WARNING,
     "load.failed": logging.WARNING,
+    "load.interrupted": logging.WARNING,
     "unload.failed": logging.WARNING,
     "run.failed": logging.WARNING,
+    "engine.died": logging.WARNING,
     "engine.failed": logging.ERROR,
+    "model.quarantined": logging.ERROR,
 }
 
 
@@ -91,21 +95,37 @@ def line(event: Event) -> str:
         case "request":
             text = _request(event, verb)
         case "engine":
-            text = f"engine {verb}" + words.because(event.cause)
+            text = _engine(event, verb)
+        case "model":
+            text = f"{event.model} {verb}" + words.because(event.cause)
         case _:
             text = _job(event, subject, verb)
     return words.one_line(text)
 
 
+def _engine(event: Event, verb: str) -> str:
+    text = f"engine {verb}"
+    if verb == "died":
+        text += _after(event, "lived")
+    made = words.parts(event.details, "spawn", "import")
+    return text + (f" ({made})" if made else "") + words.because(event.cause)
+
+
 def _request(event: Event, verb: str) -> str:
     name = words.who([(event.request_id or "?", event.model or "")])
     match verb:
+        case "started" if words.number(event.details, "recovering") is not None:
+            return f"{name} went on" + _after(event, "recovering")
         case "started":
             return f"{name} started" + _after(event, "queued")
         case "first_token":
             return f"{name} has its first token"
         case "resumed":
             return f"{name} resumed"
+        case "interrupted":
+            emitted = words.count(event.details, "emitted")
+            tokens = f" after {emitted} tokens" if emitted else ""
+            return f"{name} interrupted" + tokens + words.because(event.cause)
         case "finished":
             counts, took = words.tokens(event.details), words.took(event.details)
             return (

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from . import words
+from .axis import DEATHS, STILL
 from .events import Event
 from .lives import RequestLife
 from .spans import Span
-from .timeline import Timeline, timeline
+from .timeline import Mark, Timeline, timeline
 
 _PID = 1
 _ENGINE = 1  # the thread of the engine's own events; 0 is the idle thread to Perfetto
@@ -64,7 +65,7 @@ class _Trace:
     def slices(self) -> Iterator[TraceEvent]:
         outer: dict[str, list[Span]] = {}
         for span in self.timeline.spans():
-            if span.kind in ("generating", "paused"):
+            if span.kind == "generating" or span.kind in STILL:
                 outer.setdefault(span.label, []).append(span)
             name = f"{span.label} {span.kind}" if span.kind == "waiting" else span.state
             yield self.slice(name, span, span.end, cause=span.cause)
@@ -91,12 +92,12 @@ class _Trace:
             tid = _ENGINE if mark.row is None else self.tids[mark.row, mark.lane]
             yield {
                 "ph": "i",
-                "s": "p" if mark.kind == "engine.failed" else "t",
+                "s": "p" if mark.kind in DEATHS else "t",
                 "pid": _PID,
                 "tid": tid,
                 "ts": self.ts(mark.time),
                 "cat": "mark",
-                "name": mark.kind if mark.row is None else f"{mark.label} {mark.kind}",
+                "name": f"{mark.label} {mark.kind}" if mark.row else _named(mark),
                 "args": _known({"cause": mark.cause}),
             }
 
@@ -137,6 +138,11 @@ class _Trace:
             "cat": "waits for",
             "name": "waits for",
         }
+
+
+def _named(mark: Mark) -> str:
+    """What happened to the engine, or to a model that it is not to load."""
+    return mark.kind if mark.label == "engine" else f"{mark.label} {mark.kind.split('.')[1]}"
 
 
 def _meta(kind: str, tid: int, **args: Any) -> TraceEvent:

@@ -10,7 +10,16 @@ from typing import Literal
 from . import words
 from .lives import JobLife, RequestLife
 
-SpanKind = Literal["waiting", "deferred", "loading", "unloading", "running", "generating", "paused"]
+SpanKind = Literal[
+    "waiting",
+    "deferred",
+    "loading",
+    "unloading",
+    "running",
+    "generating",
+    "paused",
+    "recovering",
+]
 Phase = Literal["", "prefill", "decode"]
 Interval = tuple[float, float]
 
@@ -22,8 +31,9 @@ class Span:
     """A stretch of time in one state.
 
     Attributes:
-        kind: the state. A request is waiting, generating or paused; a job is waiting,
-            deferred, then loading, unloading or running (foreign work).
+        kind: the state. A request is waiting, generating, paused, or recovering when an
+            engine lost it, until it goes on; a job is waiting, deferred, then loading,
+            unloading or running (foreign work).
         start: seconds of `time.monotonic()`.
         end: likewise; not before `start`.
         row: the model, or `timeline.FOREIGN`.
@@ -116,9 +126,8 @@ def request_spans(request: RequestLife, loads: Sequence[Interval], last: float) 
         for pause in request.pauses:
             spans += _generating(bare, cursor, pause.start, request.first_token)
             cursor = end if pause.end is None else pause.end
-            spans.append(
-                replace(bare, kind="paused", start=pause.start, end=cursor, cause=pause.cause)
-            )
+            kind: SpanKind = "recovering" if pause.cut_off else "paused"
+            spans.append(replace(bare, kind=kind, start=pause.start, end=cursor, cause=pause.cause))
         spans += _generating(bare, cursor, end, request.first_token)
     return _left_open(spans) if request.ended is None else spans
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 
 from . import words
-from .axis import DRAWN, WAITS, states_in, tick_label, ticks
+from .axis import DEATHS, DRAWN, STILL, WAITS, states_in, tick_label, ticks
 from .spans import Span
 from .timeline import Mark, Timeline
 
@@ -26,11 +26,12 @@ _COLOURS = {
     "prefill": "#7cc7a2",
     "decode": "#2e9f6b",
     "paused": "#e05252",
+    "recovering": "#d6409f",
     "unloading": "#9a6dd7",
     "running": "#23a6b5",
     "loading": "#3f83f0",
 }
-_SIGNS = {"failed": "#e05252", "cancelled": "#e3a32b"}
+_SIGNS = {"failed": "#e05252", "cancelled": "#e3a32b", "interrupted": "#d6409f"}
 
 
 def render_svg(timeline: Timeline) -> str:
@@ -118,7 +119,7 @@ class _Picture:
         colour = _COLOURS[span.state]
         height, drop = (_BAR, 0.0) if span.state not in WAITS else (_BAR / 2, _BAR / 4)
         look = f'fill="{colour}"'
-        if span.state == "paused":
+        if span.state in STILL:
             # Hollow: nothing steps here.
             look = f'fill="{colour}" fill-opacity=".15" stroke="{colour}" stroke-dasharray="3 2"'
         return (
@@ -130,7 +131,7 @@ class _Picture:
         x = self.x(mark.time)
         title = f"<title>{escape(f'{mark.label} {mark.kind}: {mark.cause}')}</title>"
         if mark.row is None:
-            if mark.kind != "engine.failed":
+            if mark.kind not in DEATHS:
                 return ""
             return (
                 f'<path d="M{x:.1f} 4V{self.bottom:.1f}" stroke="{_SIGNS["failed"]}" '
@@ -148,7 +149,7 @@ class _Picture:
         for state in states:
             height, drop = (10, 0) if state not in WAITS else (6, 2)
             look = f'fill="{_COLOURS[state]}"'
-            if state == "paused":
+            if state in STILL:
                 look += f' fill-opacity=".15" stroke="{_COLOURS[state]}" stroke-dasharray="3 2"'
             yield (
                 f'<rect x="{x:.1f}" y="{y - 9 + drop:.1f}" width="14" height="{height}" '
@@ -163,12 +164,14 @@ class _Picture:
 
 
 def _sign(kind: str, x: float, y: float, title: str) -> str:
-    """A cross for a failure, a ring for a cancel."""
+    """A cross for a failure, a ring for a cancel, a bolt for what is tried again."""
+    name = "path"
     if kind == "failed":
         shape = f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" '
+    elif kind == "interrupted":
+        shape = f'<path d="M{x + 2:.1f} {y - 6:.1f}l-5 6h6l-5 6" '
     else:
-        shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" '
-    name = "path" if kind == "failed" else "circle"
+        name, shape = "circle", f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" '
     return f'{shape}fill="none" stroke="{_SIGNS[kind]}" stroke-width="2.5">{title}</{name}>'
 
 

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from . import words
-from .axis import DRAWN, WAITS, states_in, tick_label, ticks
+from .axis import DEATHS, DRAWN, WAITS, states_in, tick_label, ticks
 from .spans import Span
 from .timeline import Mark, Row, Timeline
 
@@ -24,11 +24,22 @@ _GLYPHS = {  # readable without colour too
     "prefill": ("▒", "green"),
     "decode": ("█", "green"),
     "paused": ("╌", "red"),
+    "recovering": ("~", "bold red"),
     "unloading": ("▞", "magenta"),
     "running": ("≡", "cyan"),
     "loading": ("▓", "blue"),
 }
-_SIGNS = {"failed": ("✗", "bold red"), "cancelled": ("○", "bold yellow")}
+_SIGNS = {
+    "failed": ("✗", "bold red"),
+    "cancelled": ("○", "bold yellow"),
+    "interrupted": ("↯", "bold red"),
+}
+_TOLD = {  # under the chart
+    "engine.died": "died",
+    "engine.failed": "failed",
+    "model.quarantined": "was quarantined",
+    "model.forgiven": "was forgiven",
+}
 
 
 def render_text(timeline: Timeline, width: int | None = None) -> RenderableType:
@@ -86,10 +97,11 @@ def _lines(timeline: Timeline, width: int) -> Iterator[Text]:
     yield from _axis(scale, margin)
     yield from _legend(timeline, margin, width)
     for mark in timeline.marks:
-        if mark.row is None and mark.kind == "engine.failed":
+        if mark.kind in _TOLD:
             at = words.seconds(mark.time - timeline.start)
-            cause = words.one_line(f": {mark.cause}" if mark.cause else "")
-            yield Text(f"{' ' * margin}the engine failed at {at}{cause}", style="red")
+            who = "the engine" if mark.label == "engine" else mark.label
+            what = words.one_line(f"{who} {_TOLD[mark.kind]} at {at}{words.because(mark.cause)}")
+            yield Text(" " * margin + what, style="red" if mark.kind in DEATHS else "")
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ FOREIGN = "backend.run"  # the row of work that belongs to no model
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A moment worth a sign: something failed or was cancelled, or the engine changed.
+    """A moment worth a sign: something failed or was cut off, or the engine changed.
 
     Attributes:
-        kind: "failed", "cancelled", or the kind of an engine event.
+        kind: "failed", "cancelled", "interrupted" (a load that is tried again), or the
+            kind of an event of the engine or of a model that it is not to load.
         time: seconds of `time.monotonic()`.
         row: the model, `FOREIGN`, or None for the engine.
         lane: the lane of what failed.
-        label: the request, the job in words, or "engine".
+        label: the request, the job in words, that model, or "engine".
         cause: why.
     """
 
@@ -102,7 +103,7 @@ def timeline(events: Iterable[Event]) -> Timeline:
             requests.append(life)
     rows = []
     marks = [
-        Mark(kind=e.kind, time=e.time, row=None, lane=0, label="engine", cause=e.cause)
+        Mark(kind=e.kind, time=e.time, row=None, lane=0, label=_label(e), cause=e.cause)
         for e in lives.engine
     ]
     for name, (jobs, requests) in groups.items():
@@ -137,6 +138,11 @@ def overlaps(timeline: Timeline) -> list[tuple[Span, Span]]:
     return found
 
 
+def _label(event: Event) -> str:
+    model = event.kind.startswith("model.") and event.model
+    return model or "engine"
+
+
 def _row(
     name: str, jobs: Sequence[JobLife], requests: Sequence[RequestLife], last: float
 ) -> tuple[Row, list[Mark]]:
@@ -155,7 +161,7 @@ def _row(
             label, own = life.request_id, request_spans(life, loads, last)
         lane = _lane(lanes, own)
         spans += [replace(span, lane=lane) for span in own]
-        if life.ended is not None and life.outcome in ("failed", "cancelled"):
+        if life.ended is not None and life.outcome in ("failed", "cancelled", "interrupted"):
             marks.append(
                 Mark(
                     kind=life.outcome,

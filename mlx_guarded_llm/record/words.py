@@ -40,6 +40,18 @@ def number(details: Mapping[str, Any], key: str) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def count(details: Mapping[str, Any], key: str) -> int | None:
+    """The whole number under `key`, or None when there is none."""
+    value = number(details, key)
+    return value if isinstance(value, int) else None
+
+
+def parts(details: Mapping[str, Any], *keys: str) -> str:
+    """The durations under these keys, such as "spawn 0.20 s, import 0.70 s"."""
+    numbers = [(key, number(details, key)) for key in keys]
+    return ", ".join(f"{key} {seconds(value)}" for key, value in numbers if value is not None)
+
+
 def tokens(details: Mapping[str, Any]) -> str:
     """The token counts of a finished request, or "" when they are not known."""
     prompt, completion = number(details, "prompt_tokens"), number(details, "completion_tokens")

@@ -142,9 +142,6 @@ def test_at_once(backend: Backend, tiny: MakeModel) -> None:
     wait_until(lambda: all(info.active == info.waiting == 0 for info in backend.models()))
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a rare race, seen once under load: the second is told it was cancelled"
-)
 def test_a_name_used_again_at_once(backend: Backend, tiny: MakeModel) -> None:
     """However far the first had come, the second is another request."""
     backend.load(tiny())

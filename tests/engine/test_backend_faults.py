@@ -16,6 +16,7 @@ import pytest
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.backend.calls import Mailbox
 from mlx_guarded_llm.backend.dispatcher import Dispatcher
+from mlx_guarded_llm.backend.jobs import Jobs
 from mlx_guarded_llm.engine.batch import ContinuousBatch
 from mlx_guarded_llm.engine.generation import Generation
 from mlx_guarded_llm.engine.prepare import Preparer
@@ -40,6 +41,11 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """What breaks here is logged with its traceback; that is wanted, but not shown."""
     with caplog.at_level(logging.CRITICAL, "mlx_guarded_llm"):
         yield
+
+@pytest.fixture
+def isolation() -> str:
+    """The faults are planted in this process."""
+    return "thread"
 
 
 class Fault:
@@ -68,7 +74,7 @@ class Fault:
 
 
 def engine_of(backend: Backend) -> Any:
-    return backend._dispatcher._engine
+    return backend._dispatcher.machine.host
 
 
 def decoder_of(backend: Backend, model: str) -> Any:
@@ -330,15 +336,19 @@ class TestTheEngineDies:
 
 
 class TestTheDispatcherFails:
-    @pytest.mark.parametrize("method", ["_prepared", "_job_ended", "_ended", "_do"])
+    @pytest.mark.parametrize(
+        ("owner", "method"),
+        [(Dispatcher, "_prepared"), (Dispatcher, "ended"), (Dispatcher, "do"), (Jobs, "ended")],
+    )
     def test_everybody_is_told(
         self,
         make_backend: MakeBackend,
         tiny: MakeModel,
         monkeypatch: pytest.MonkeyPatch,
+        owner: type,
         method: str,
     ) -> None:
-        fault = Fault(monkeypatch, Dispatcher, method, KeyError("a bug of ours"))
+        fault = Fault(monkeypatch, owner, method, KeyError("a bug of ours"))
         backend = make_backend(load_wait=0.2)
         before = backend.generate(tiny(), "Hello", max_tokens=4)
         assert before.text
@@ -417,7 +427,7 @@ def test_nothing_is_left_behind(backend: Backend, tiny: MakeModel) -> None:
     dispatcher, engine = backend._dispatcher, engine_of(backend)
     wait_until(lambda: not dispatcher.callers.requests)
     wait_until(lambda: not engine._generations)
-    assert not (dispatcher.callers._puts or dispatcher.callers.jobs)
+    assert not (dispatcher.callers.tickets or dispatcher.callers.jobs)
     assert engine._preparer._prepared == {}
     assert len(decoder_of(backend, tiny())) == 0
 

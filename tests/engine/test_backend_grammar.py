@@ -175,6 +175,7 @@ class TestRefusals:
         with pytest.raises(InvalidRequest, match="tool_choice asks for a call"):
             backend.generate(tiny(), "Hello", schema={}, tools=[tool], tool_choice="required")
 
+    @pytest.mark.parametrize("isolation", ["thread"])  # what is missing is missing here
     def test_without_llguidance(
         self, backend: Backend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -160,6 +160,7 @@ def test_unloading_gives_memory_back(backend: Backend, tiny: MakeModel) -> None:
         assert left.details["freed"] >= loaded.details["bytes"] - 1024
 
 
+@pytest.mark.parametrize("isolation", ["thread"])  # a process takes its memory along
 def test_closing_gives_memory_back(make_backend: MakeBackend, tiny: MakeModel) -> None:
     watcher = make_backend()
     before = watcher.run(active_memory)

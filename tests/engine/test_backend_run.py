@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -131,23 +133,20 @@ def test_beside_resident_models(backend: Backend, tiny: MakeModel) -> None:
 
 
 def test_one_at_a_time(backend: Backend) -> None:
-    inside: list[int] = []
-    most: list[int] = []
-
-    def fn() -> str:
-        inside.append(1)
-        most.append(len(inside))
+    def fn() -> tuple[str, float, float]:
+        began = time.monotonic()
         matrix_product()
-        inside.pop()
-        return threading.current_thread().name
+        return threading.current_thread().name, began, time.monotonic()
 
-    names: list[str] = []
-    threads = [threading.Thread(target=lambda: names.append(backend.run(fn))) for _ in range(8)]
+    runs: list[tuple[str, float, float]] = []
+    threads = [threading.Thread(target=lambda: runs.append(backend.run(fn))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert max(most) == 1 and len({*names}) == 1
+    in_order = sorted(runs, key=lambda run: run[1])
+    assert all(first[2] <= second[1] for first, second in pairwise(in_order))
+    assert len(runs) == 8 and len({name for name, *_ in runs}) == 1
 
 
 def test_timeout(backend: Backend, tiny: MakeModel) -> None:
@@ -163,9 +162,20 @@ def test_timeout(backend: Backend, tiny: MakeModel) -> None:
     assert ran == [], "nobody waited for it any more"
 
 
+def test_a_backend_cannot_go_to_its_worker(
+    make_backend: MakeBackend, scripted: MakeModel, isolation: str
+) -> None:
+    backend = make_backend()
+    if isolation == "process":
+        with pytest.raises(InvalidRequest, match="cannot go to the worker"):
+            backend.run(lambda: backend.generate(scripted("I am A."), "Who?"))
+    assert backend.run(matrix_product) == 512
+
+
 class TestFromInside:
     """The backend's own threads would wait for themselves, so they are told at once."""
 
+    @pytest.mark.parametrize("isolation", ["thread"])  # else a function cannot hold a backend
     def test_generate_and_run(self, backend: Backend, scripted: MakeModel) -> None:
         model = scripted("I am A.")
         for call in (
@@ -189,6 +199,7 @@ class TestFromInside:
         assert backend.generate(scripted("I am A."), "Who?", on_progress=listen).text == "I am A."
         assert refused
 
+    @pytest.mark.parametrize("isolation", ["thread"])  # as above
     def test_close(self, make_backend: MakeBackend) -> None:
         backend = make_backend()
         with pytest.raises(BackendClosed):

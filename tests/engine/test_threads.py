@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def backend(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path))
-    with Backend(load_wait=0.0, timeout=60.0) as backend:
+    with Backend(isolation="thread", load_wait=0.0, timeout=60.0) as backend:
         yield backend
 
 
@@ -66,7 +66,7 @@ def active_memory() -> int:
         gc.collect()
         return mx.get_active_memory()
 
-    with Backend() as asker:
+    with Backend(isolation="thread") as asker:
         return asker.run(ask)
 
 
@@ -99,7 +99,7 @@ def ours() -> Counter[str]:
 )
 def test_the_engine_is_not_entered_from_another_thread(entry: str, backend: Backend) -> None:
     backend.run(lambda: None)
-    engine = backend._dispatcher._engine
+    engine = backend._dispatcher.machine.host
     with pytest.raises(AssertionError, match="touched from the thread MainThread"):
         eval(entry, {"engine": engine, "mlx_thread": mlx_thread})
 
@@ -110,7 +110,7 @@ def test_everything_of_mlx_happens_on_one_thread(
     """Wherever the callers are, and however many backends there are."""
     entered: set[int] = set()
     backend.run(lambda: None)
-    engine: Any = backend._dispatcher._engine
+    engine: Any = backend._dispatcher.machine.host
 
     def noted(owner: object, name: str) -> None:
         original = getattr(owner, name)
@@ -133,7 +133,7 @@ def test_everything_of_mlx_happens_on_one_thread(
         next(own.stream(str(folder / "other"), "Hello", max_tokens=500))
         own.unload(str(folder / "tiny"))
 
-    with Backend() as second:
+    with Backend(isolation="thread") as second:
         threads = [threading.Thread(target=use, args=(own,)) for own in (backend, second)]
         for thread in threads:
             thread.start()
@@ -218,11 +218,11 @@ def test_a_failed_step_holds_nothing(
     from mlx_guarded_llm import Catalog
 
     catalog = Catalog(aliases_file=aliases, cache_dir=tmp_path)
-    with Backend(catalog=catalog, load_wait=0.0) as own:
+    with Backend(isolation="thread", catalog=catalog, load_wait=0.0) as own:
         streams = [own.stream("it", "Hello", max_tokens=10_000) for _ in range(3)]
         for stream in streams:
             next(stream)
-        engine: Any = own._dispatcher._engine
+        engine: Any = own._dispatcher.machine.host
 
         def break_it() -> None:
             def fail() -> None:
@@ -355,7 +355,7 @@ def test_fifty_backends_leave_no_thread(folder: Path) -> None:
     active_memory()
     before = ours()
     for n in range(50):
-        with Backend() as backend:
+        with Backend(isolation="thread") as backend:
             if n % 5 == 0:
                 backend.generate(str(folder / "scripted"), "Hello", max_tokens=2)
     until(lambda: ours() <= before)
@@ -365,7 +365,7 @@ def test_a_backend_that_is_dropped_leaves_no_thread(folder: Path) -> None:
     active_memory()
     before = ours()
     for used in (True, False):
-        backend = Backend()
+        backend = Backend(isolation="thread")
         if used:
             backend.run(lambda: None)
         del backend
@@ -375,7 +375,7 @@ def test_a_backend_that_is_dropped_leaves_no_thread(folder: Path) -> None:
 
 def test_a_warmer_ends_with_its_backend(folder: Path, tmp_path: Path) -> None:
     before = ours()
-    with Backend(load_wait=1000.0) as backend:
+    with Backend(isolation="thread", load_wait=1000.0) as backend:
         stream = backend.stream(str(folder / "tiny"), "Hello", max_tokens=40_000)
         next(stream)
         loader = threading.Thread(target=lambda: _closed(backend.load, str(folder / "other")))
@@ -393,7 +393,7 @@ def _closed(call: Callable[..., object], *args: Any) -> None:
 def test_close_gives_all_memory_back(folder: Path) -> None:
     """With requests running, waiting and half read, and prompts kept in the prefix cache."""
     before = active_memory()
-    backend = Backend(load_wait=1000.0)
+    backend = Backend(isolation="thread", load_wait=1000.0)
     for model in ("scripted", "other"):
         backend.generate(str(folder / model), "Hello " * 20, max_tokens=5)
     stream = backend.stream(str(folder / "tiny"), "Hello", max_tokens=40_000)
@@ -410,7 +410,7 @@ def test_an_engine_without_mlx_still_closes(monkeypatch: pytest.MonkeyPatch) -> 
     from mlx_guarded_llm.engine import residents
 
     monkeypatch.setattr(residents, "device", broken)
-    backend = Backend()
+    backend = Backend(isolation="thread")
     with pytest.raises(EngineDied, match="no mlx here"):
         backend.run(lambda: 1)
     assert backend.close(timeout=30)
@@ -420,10 +420,10 @@ def test_an_engine_whose_device_fails_tells_and_closes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failed command buffer shows at a synchronize, between two pieces of work."""
-    backend = Backend(load_wait=0.0)
+    backend = Backend(isolation="thread", load_wait=0.0)
     stream = backend.stream(str(folder / "tiny"), "Hello", max_tokens=40_000)
     next(stream)
-    engine: Any = backend._dispatcher._engine
+    engine: Any = backend._dispatcher.machine.host
 
     def fail() -> None:
         raise RuntimeError("[METAL] Command buffer execution failed")

@@ -35,6 +35,12 @@ def test_two_models(scripted: MakeModel, tmp_path: Path) -> None:
     assert "No load overlapped a generation." in printed
 
 
+def test_a_crash(scripted: MakeModel, tmp_path: Path) -> None:
+    printed = run("crash", scripted("One, two, three, four, " * 8), cache_dir=tmp_path)
+    assert "[SIGABRT to" in printed and "resumed: True" in printed
+    assert "The two answers are the same." in printed
+
+
 @pytest.mark.parametrize("name", ["rag_langchain", "rag_llama_index"])
 def test_retrieval(name: str, scripted: MakeModel, embedder: MakeModel, tmp_path: Path) -> None:
     printed = run(name, scripted("Twelve euros."), embedder(), cache_dir=tmp_path)

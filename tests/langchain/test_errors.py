@@ -20,6 +20,7 @@ KINDS = [
 EXTRA: dict[str, dict[str, Any]] = {
     "ContextOverflow": {"prompt_tokens": 9, "context_window": 8},
     "MemoryRefused": {"needed_bytes": 9, "budget_bytes": 8},
+    "ModelQuarantined": {"model": "m", "deaths": 3, "stderr": "why"},
     "LoadDeferredTimeout": {"model": "m", "waited": 1.0, "held_by": [("r", "m")]},
 }
 

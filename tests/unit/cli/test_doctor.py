@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 from collections import namedtuple
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_guarded_llm.backend.crashes import FILE, Crashes
 from mlx_guarded_llm.cli import checks
 from mlx_guarded_llm.errors import EngineDied
+from mlx_guarded_llm.worker.death import Cause, Death
 
 from .conftest import Run
 
@@ -24,7 +28,7 @@ def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_is_well(run: Run) -> None:
     done = run("doctor")
     assert done.exit_code == 0, done.stdout
-    for name in ("python", "packages", "aliases", "disk", "pip", "generate"):
+    for name in ("python", "packages", "aliases", "disk", "crashes", "pip", "generate"):
         assert f"ok      {name}" in done.stdout
     assert "hub" not in done.stdout.replace("huggingface-hub", "")
     assert done.stdout.endswith("All is well.\n")
@@ -85,3 +89,68 @@ def test_the_hub_is_asked_only_when_wanted(run: Run, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 1
     assert "problem hub" in done.stdout
     assert "no route" in done.stdout
+
+
+class TestCrashes:
+    @staticmethod
+    def note(folder: Path, *models: str, cause: Cause = "abort", **changes: Any) -> None:
+        """Write crashes of now into the log, with `changes` to each entry."""
+        log = Crashes(folder / FILE)
+        for model in models:
+            log.add(Death(cause=cause, text="", pid=1, code=-6, work="step", model=model))
+        entries = json.loads((folder / FILE).read_text())
+        (folder / FILE).write_text(json.dumps([entry | changes for entry in entries]))
+
+    def test_none(self, tmp_path: Path) -> None:
+        assert checks.crashes(tmp_path) == checks.Check(
+            name="crashes", ok=True, text="none in the last 7 days"
+        )
+
+    def test_the_newest_are_told_with_what_to_do(self, tmp_path: Path) -> None:
+        self.note(tmp_path, "oldest", "older", "", "newest")
+        found = checks.crashes(tmp_path)
+        assert found.ok
+        head, shown = found.text.split(", the newest: ")
+        assert head == "4 in the last 7 days"
+        newest, bare, older = shown.split("; ")
+        assert newest.endswith(" newest (SIGABRT while generating)")
+        assert bare.endswith(" without a model (SIGABRT while generating)")
+        assert older.endswith(" older (SIGABRT while generating)")
+        assert "upgrade mlx" in found.hint and str(tmp_path / FILE) in found.hint
+
+    def test_one_that_a_backend_quarantines_is_a_problem(self, run: Run, tmp_path: Path) -> None:
+        self.note(tmp_path / "cache", "phi3", "llama", "phi3", "phi3", "llama")
+        done = run("doctor")
+        assert done.exit_code == 1
+        assert "problem crashes" in done.stdout
+        said = " ".join(done.stdout.split())
+        assert "A backend quarantines phi3" in said and "Upgrade mlx and mlx-lm" in said
+
+    def test_what_happened_with_other_versions_may_be_mended(self, tmp_path: Path) -> None:
+        self.note(tmp_path, "phi3", "phi3", "phi3", versions={"mlx": "0.1"})
+        found = checks.crashes(tmp_path)
+        assert found.ok and found.text.startswith("3 in the last 7 days")
+
+    def test_those_of_last_month_are_past(self, tmp_path: Path) -> None:
+        then = (datetime.now(UTC) - timedelta(days=30)).isoformat()
+        self.note(tmp_path, "phi3", "phi3", "phi3", time=then)
+        assert checks.crashes(tmp_path).text == "none in the last 7 days"
+
+    @pytest.mark.parametrize(
+        ("cause", "advice"),
+        [
+            ("killed", "outside"),
+            ("out_of_memory", "memory_budget"),
+            ("hung", "stall_timeout"),
+            ("not_started", "import mlx.core"),
+            ("exit", "upgrade mlx"),
+        ],
+    )
+    def test_each_cause_has_its_advice(self, tmp_path: Path, cause: Cause, advice: str) -> None:
+        self.note(tmp_path, "phi3", "phi3", cause=cause)
+        found = checks.crashes(tmp_path)
+        assert found.ok and advice in found.hint
+
+    def test_a_broken_log_is_no_crash(self, tmp_path: Path) -> None:
+        (tmp_path / FILE).write_text("[{")
+        assert checks.crashes(tmp_path).text == "none in the last 7 days"

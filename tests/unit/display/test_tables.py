@@ -37,6 +37,17 @@ class TestModels:
             "llama-70b  resident, pinned       12        0  2.39 GB    4,096",
         ]
 
+    def test_crashes_and_quarantine_are_told(self) -> None:
+        models = Models(
+            [
+                info("phi3", state="quarantined", crashes=3, cause="SIGABRT while generating"),
+                info("llama", crashes=1, pinned=True, cause="no progress while loading"),
+            ]
+        )
+        _, phi, llama = str(models).splitlines()
+        assert "  quarantined, 3 crashes (SIGABRT while generating)  " in phi
+        assert "  resident, pinned, 1 crash (no progress while loading)  " in llama
+
     def test_a_notebook_gets_a_table(self) -> None:
         page = Models([info("<b>phi3")])._repr_html_()
         assert page.count("<tr>") == 2 and "&lt;b&gt;phi3" in page

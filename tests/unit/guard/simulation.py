@@ -1,7 +1,8 @@
 """A simulated engine that carries out what the guard says, and checks every word of it.
 
 Discrete events, whole seconds. A generation needs so many seconds of stepping; a job
-takes so many seconds; nothing steps while a job runs.
+takes so many seconds; nothing steps while a job runs. An engine may die at any moment;
+what a generation has done by then is kept.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from mlx_guarded_llm.guard import (
     Unbounded,
     Unload,
 )
-from mlx_guarded_llm.guard.state import JobState
 from mlx_guarded_llm.memory.ledger import Ledger
 from mlx_guarded_llm.record.events import Event
+from tests.unit.guard.promises import Promises, Ran
 
 
 @dataclass
@@ -54,19 +55,6 @@ class Generation:
     model: str
     left: float
     error: GuardedLLMError | None = None
-
-
-@dataclass
-class Ran:
-    """One job that ran."""
-
-    id: str
-    began: float
-    ended: float | None = None
-
-    def within(self, begin: float, end: float) -> float:
-        until = end if self.ended is None else min(end, self.ended)
-        return max(0.0, until - max(begin, self.began))
 
 
 @dataclass
@@ -97,26 +85,20 @@ class Simulation:
         self.events: list[Event] = []
         self.generations: dict[str, Generation] = {}
         self.durations: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
         self.job: Exclusive | None = None
         self.job_ends = 0.0
         self.job_error: GuardedLLMError | None = None
         self.job_left: tuple[str, ...] | None = None
+        self.job_again = False
+        self.back_at: float | None = None  # when there is an engine again
         self.residents: set[str] = set()
         self.open: set[str] = set()
         self.ends: dict[str, Ended] = {}
         self.callers: set[str] = set()
         self.settled: dict[str, Settle] = {}
         self.ran: list[Ran] = []
-        self.paused_at: dict[str, float] = {}
-        self.resumed_at: dict[str, float] = {}
-        self.released: dict[str, float] = {}
-        self.started: dict[str, float] = {}
-        self.orders: dict[str, int] = {}
         self.request_times: dict[str, float] = {}
-        self.pauses: dict[str, float] = {}
-        self.begun: set[str] = set()
-        self.last_busy: dict[str, float] = {}
-        self.longest = 0.0
         self.ledger: Ledger | None = None
         room: Room = Unbounded()
         if self.budget is not None:
@@ -134,6 +116,7 @@ class Simulation:
             emit=self._hear,
         )
         self.book = self.guard._book
+        self.promises = Promises(self)
         self._ids = itertools.count(1)
 
     # ---- what a user does ----------------------------------------------------------
@@ -156,7 +139,7 @@ class Simulation:
                 return request_id
         self.open.add(request_id)
         self.request_times[request_id] = self.now
-        self.durations[request_id] = seconds
+        self.durations[request_id], self.tokens[request_id] = seconds, tokens
         expires = None if timeout is None else self.now + timeout
         self.do(self.guard.submit(self.now, request_id, model, expires=expires))
         return request_id
@@ -186,6 +169,46 @@ class Simulation:
     def close(self) -> None:
         self.do(self.guard.close(self.now))
 
+    # ---- what befalls the engine ---------------------------------------------------
+
+    def die(self, outage: float = 5.0, *, reported: bool = True) -> None:
+        """The engine dies, or the next one before it works.
+
+        Args:
+            outage: seconds until there is another.
+            reported: what was told to stop is reported as ended first.
+        """
+        for request_id, generation in list(self.generations.items()):
+            if reported and self.book.requests[request_id].stopping:
+                self.end_generation(request_id, generation.error)
+        for request_id in list(self.generations):
+            self._lose(request_id)
+        if self.job is not None:
+            self.job, self.job_error, self.job_left, self.job_again = None, None, None, False
+            self.ran[-1].ended = self.now
+        self.residents.clear()
+        if self.back_at is None:
+            self.ran.append(Ran("outage", self.now))  # nothing can begin meanwhile either
+        self.back_at = self.now + outage
+        self.do(self.guard.lost(self.now, "SIGABRT"))
+
+    def interrupt(self, request_id: str) -> None:
+        """Its batch ran out of memory."""
+        self._lose(request_id)
+        self.do(self.guard.interrupted(self.now, request_id, "out of memory"))
+
+    def squeeze(self) -> None:
+        self.promises.squeezed_at = self.now
+        self.do(self.guard.squeeze(self.now, "out of memory"))
+
+    def _lose(self, request_id: str) -> None:
+        self.durations[request_id] = self.generations.pop(request_id).left
+
+    def _come_back(self) -> None:
+        self.back_at = None
+        self.ran[-1].ended = self.now
+        self.do(self.guard.back(self.now))
+
     def _caller(self, name: str) -> str:
         job_id = name or f"j{next(self._ids)}"
         self.callers.add(job_id)
@@ -214,6 +237,8 @@ class Simulation:
             self._happen()
         assert self.guard.quiet, "never quiet"
         assert not self.generations and not self.open and not self.callers
+        for account in self.ledger._accounts.values() if self.ledger is not None else ():
+            assert not account.wanted and not account.running
 
     def _next_event(self) -> float | None:
         times = []
@@ -221,6 +246,8 @@ class Simulation:
             times.append(self.job_ends)
         elif self.generations:
             times.append(self.now + min(g.left for g in self.generations.values()))
+        if self.back_at is not None:
+            times.append(self.back_at)
         deadline = self.guard.next_deadline()
         if deadline is not None:
             assert deadline >= self.now, "a deadline in the past"
@@ -235,7 +262,9 @@ class Simulation:
 
     def _happen(self) -> None:
         """Whatever is due now."""
-        if self.job is not None and self.job_ends <= self.now:
+        if self.back_at is not None and self.back_at <= self.now:
+            self._come_back()
+        elif self.job is not None and self.job_ends <= self.now:
             self._end_job(self.job)
         elif self.job is None:
             for request_id, generation in list(self.generations.items()):
@@ -259,13 +288,16 @@ class Simulation:
         self._end(request_id, Ended(self.now, error, timing))
         whole = self.now - self.request_times[request_id]
         assert 0 <= timing.deferred + timing.loading <= timing.queued <= whole
-        assert timing.paused == self.pauses.get(request_id, 0.0)
-        assert timing.queued + timing.paused <= whole
+        assert timing.paused == self.promises.pauses.get(request_id, 0.0)
+        assert timing.recovering == self.promises.recovering.get(request_id, 0.0)
+        assert timing.queued + timing.paused + timing.recovering <= whole
         self.do(actions)
 
     def _end_job(self, job: Exclusive) -> None:
+        if self.job_again:
+            self.squeeze()
         self.job, error = None, self.job_error
-        left = self.job_left
+        left, again = self.job_left, self.job_again
         gone: tuple[str, ...] = ()
         match job:
             case Load():
@@ -276,8 +308,8 @@ class Simulation:
                 gone = (() if error else (job.model,)) if left is None else left
         self.residents -= set(gone)
         self.ran[-1].ended = self.now
-        self.job_error = self.job_left = None
-        self.do(self.guard.job_ended(self.now, job.job_id, error=error, left=left))
+        self.job_error, self.job_left, self.job_again = None, None, False
+        self.do(self.guard.job_ended(self.now, job.job_id, error=error, left=left, again=again))
 
     # ---- what the guard says -------------------------------------------------------------
 
@@ -304,8 +336,9 @@ class Simulation:
         self.check()
 
     def _start(self, action: Start) -> None:
-        assert self.job is None, "a start while a job runs"
+        assert self.job is None and self.back_at is None, "a start while a job runs"
         assert action.model in self.residents
+        assert not any(j.urgent or j.recovers for j in self.book.jobs.values()), "too early"
         assert action.request_id in self.open and action.request_id not in self.generations
         self.generations[action.request_id] = Generation(
             action.model, self.durations[action.request_id]
@@ -314,7 +347,7 @@ class Simulation:
         assert len(of_model) <= self.max_active
 
     def _begin(self, job: Exclusive) -> None:
-        assert self.job is None, "two jobs in flight"
+        assert self.job is None and self.back_at is None, "two jobs in flight"
         assert set(job.paused) == set(self.generations), "a generation could step"
         if self.on_load_deadline == "raise":
             assert not job.paused
@@ -325,6 +358,11 @@ class Simulation:
             assert not any(self.book.models[name].pinned for name in job.evict)
         elif isinstance(job, Unload):
             assert job.model in self.residents - busy
+        assert self.book.running is not None
+        if self.book.running.recovers:
+            assert isinstance(job, Load) and not job.evict and not job.paused
+        if not self.book.running.urgent:
+            assert not any(other.urgent for other in self.book.jobs.values()), "too early"
         seconds = self.load_seconds if isinstance(job, Load | Run) else 1.0
         self.job, self.job_ends = job, self.now + seconds
         self.ran.append(Ran(job.job_id, self.now))
@@ -362,113 +400,15 @@ class Simulation:
             staying = self.ledger._others("", leaving)
             assert self.ledger._used(staying) <= self.ledger.budget_bytes
             assert set(self.ledger._running) == set(self.generations)
+            for account in self.ledger._accounts.values():
+                for request_id, tokens in {**account.wanted, **account.running}.items():
+                    assert tokens == self.tokens[request_id]
             loading = {self.job.model} if isinstance(self.job, Load) else set()
             for name in self.sizes:
                 counted = self.ledger.model_bytes(name) > 0
                 assert counted == (name in self.residents | loading)
 
     def _hear(self, event: Event) -> None:
-        """Check the promises about who may pass whom, at the moment it happens."""
         assert event.time == self.now
         self.events.append(event)
-        self.last_busy.update(
-            {j.id: self.now for j in self.book.jobs.values() if self.book.busy(j)}
-        )
-        subject, verb = event.kind.split(".")
-        request_id, job_id = event.request_id, event.job_id
-        if event.kind == "request.queued":
-            assert request_id is not None
-            self.orders[request_id] = self.book.requests[request_id].order
-        elif event.kind == "request.started":
-            assert request_id is not None
-            self.started[request_id] = self.now
-            self._check_nothing_passed(request_id)
-        elif event.kind in ("request.finished", "request.failed"):
-            assert request_id is not None
-            self._add_pause(request_id)
-            self._release(self.orders[request_id], self.started.get(request_id))
-        elif event.kind == "request.paused":
-            assert request_id is not None
-            last = self.resumed_at.get(request_id)
-            assert last is None or self.now - last >= self.fairness_window, "no turn"
-            self.paused_at[request_id] = self.now
-        elif event.kind == "request.resumed":
-            assert request_id is not None
-            self._add_pause(request_id)
-            self.resumed_at[request_id] = self.now
-        elif verb == "queued":
-            assert job_id is not None
-            self.released[job_id] = self.now
-        elif verb == "started":
-            assert job_id is not None
-            self.begun.add(job_id)
-            self._check_turn(job_id)
-        elif subject != "request" and verb in ("cancelled", "failed"):
-            assert job_id is not None
-            if job_id not in self.begun:  # what was behind it may find it was fit to begin
-                self._release(-1, None)
-            self.begun.discard(job_id)
-
-    def _add_pause(self, request_id: str) -> None:
-        if request_id in self.paused_at:
-            seconds = self.now - self.paused_at.pop(request_id)
-            self.pauses[request_id] = self.pauses.get(request_id, 0.0) + seconds
-
-    def _release(self, order: int, started: float | None) -> None:
-        """What jobs may have waited for is over: a request that may hold them up."""
-        for job in self.book.jobs.values():
-            if order < job.order or (started is not None and started < self._held_from(job)):
-                self.released[job.id] = self.now
-
-    def _held_from(self, job: JobState) -> float:
-        """When newcomers began to wait for it: not while its own model was generating."""
-        window_ends = job.asked_at + self.fairness_window
-        return max(window_ends, self.last_busy.get(job.id, -1.0) + 0.5)
-
-    def _check_nothing_passed(self, request_id: str) -> None:
-        """After the window no newcomer passes what waits."""
-        request = self.book.requests[request_id]
-        for job in self.book.jobs.values():
-            if request.order <= job.order or self.now < job.asked_at + self.fairness_window:
-                continue
-            assert self.book.busy(job) and job.model != request.model, "a newcomer passed a job"
-        for model in self.book.residents.values():
-            if not model.waiting or len(model.active) >= self.max_active:
-                continue
-            first = self.book.first(model)
-            if first.order < request.order and self.now >= first.asked_at + self.fairness_window:
-                unload = self.book.pending(model.unload)
-                held = unload is not None and unload.order < first.order
-                assert held, "a newcomer passed a request that lacks room"
-
-    def _check_turn(self, job_id: str) -> None:
-        """First come first served, and the bound of docs/guard.md."""
-        job = self.book.running
-        assert job is not None and job.id == job_id
-        for other in self.book.jobs.values():
-            assert job.order <= other.order or self.book.busy(other), "a job passed another"
-        self.longest = max(self.longest, self._overdue(job))
-        assert self._overdue(job) <= self.fairness_window, "a job waited too long"
-
-    def _overdue(self, job: JobState) -> float:
-        """Seconds it waited past its deadline while no job ran.
-
-        Counted from the last end of a request that may have held its memory.
-        """
-        since = max(job.asked_at + self.load_wait, self.released[job.id])
-        late = itertools.takewhile(
-            lambda ran: ran.ended is None or ran.ended > since, reversed(self.ran)
-        )
-        return self.now - since - sum(ran.within(since, self.now) for ran in late)
-
-    def check_pending(self) -> None:
-        """A job that waits longer waits for memory, of requests it may not pass."""
-        for job in self.book.jobs.values():
-            if self._overdue(job) > self.fairness_window:
-                before = [r for r in self.generations if self._counts(r, job)]
-                assert before, "a job starves"
-                assert self.ledger is not None or self.book.busy(job), "a job starves"
-
-    def _counts(self, request_id: str, job: JobState) -> bool:
-        early = self.started[request_id] < self._held_from(job)
-        return early or self.orders[request_id] < job.order
+        self.promises.hear(event)

@@ -1,6 +1,6 @@
 """Arrivals that never stop, and the bounds of docs/guard.md.
 
-The simulation checks the bounds themselves at every step: `_check_turn` when a job
+The simulation's `promises` check the bounds themselves at every step: `_check_turn` when a job
 begins, `check_pending` while it waits, "no turn" when a generation is paused again.
 """
 
@@ -13,6 +13,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from mlx_guarded_llm.errors import LoadFailed
+from mlx_guarded_llm.guard import Load
 from tests.unit.guard.simulation import Footprint, Simulation
 
 HORIZON = 300
@@ -41,9 +43,24 @@ floods = st.builds(
 )
 
 
-def flood(sim: Simulation, chance: random.Random, arrivals: Flood, *, unloads: bool = True) -> None:
+def flood(
+    sim: Simulation,
+    chance: random.Random,
+    arrivals: Flood,
+    *,
+    unloads: bool = True,
+    crashes: float = 0.0,
+) -> None:
     """Endless arrivals, mostly for one model, for as long as the simulation lasts."""
     while sim.now < HORIZON:
+        if chance.random() < crashes:
+            sim.die(chance.randint(0, 8), reported=chance.random() < 0.5)
+        if chance.random() < crashes:
+            sim.squeeze()
+            if sim.generations:
+                sim.interrupt(chance.choice(list(sim.generations)))
+        if isinstance(sim.job, Load) and chance.random() < crashes:
+            sim.job_error, sim.job_again = LoadFailed("out of memory"), True
         for _ in range(int(arrivals.requests + chance.random())):
             model = chance.choice("aaaaaaabcd")
             timeout = chance.randint(0, 60) if chance.random() < arrivals.timeouts else None
@@ -56,7 +73,7 @@ def flood(sim: Simulation, chance: random.Random, arrivals: Flood, *, unloads: b
         if chance.random() < arrivals.foreign:
             sim.ask_run()
         sim.advance(1)
-        sim.check_pending()
+        sim.promises.check_pending()
 
 
 @settings(max_examples=40, deadline=None, phases=PHASES)
@@ -137,6 +154,43 @@ def test_a_load_without_memory_waits_only_for_what_was_there_before(
     sim.finish(most=100_000)
 
 
+@settings(max_examples=40, deadline=None, phases=PHASES)
+@given(
+    seed=st.integers(0, 2**32),
+    arrivals=floods,
+    crashes=st.sampled_from([0.01, 0.05, 0.3]),
+    load_wait=st.sampled_from([0, 3, 30, 120]),
+    window=st.sampled_from([0, 1, 5, 40]),
+    max_active=st.integers(1, 3),
+    sizes=st.none() | st.lists(st.integers(1, 8), min_size=4, max_size=4),
+    budget=st.integers(12, 16),
+    raises=st.booleans(),
+)
+def test_a_crash_adds_no_more_than_the_outage_and_the_loads_after_it(
+    seed: int,
+    arrivals: Flood,
+    crashes: float,
+    load_wait: int,
+    window: int,
+    max_active: int,
+    sizes: list[int] | None,
+    budget: int,
+    raises: bool,
+) -> None:
+    """Both count as work ahead; but for them every bound is what it was."""
+    sim = Simulation(
+        sizes={m: Footprint(s) for m, s in zip(MODELS, sizes or (), strict=False)},
+        budget=budget if sizes else None,
+        load_wait=load_wait,
+        fairness_window=window,
+        on_load_deadline="raise" if raises else "pause",
+        max_active=max_active,
+        max_queue=100_000,
+    )
+    flood(sim, random.Random(seed), arrivals, crashes=crashes)
+    sim.finish(most=100_000)
+
+
 @pytest.mark.parametrize("window", [1, 5, 20])
 def test_the_bound_is_reached(window: int) -> None:
     """It is no looser than it needs to be."""
@@ -151,7 +205,7 @@ def test_the_bound_is_reached(window: int) -> None:
     began = {e.model: e.time for e in sim.events if e.kind == "load.started"}
     assert began["b"] == 10 + 30
     assert began["c"] == 11 + 30 + 9 + window
-    assert sim.longest == window
+    assert sim.promises.longest == window
 
 
 def test_a_stream_of_loads_leaves_paused_generations_their_turns() -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from mlx_guarded_llm.errors import GenerationFailed, InvalidRequest, LoadFailed
-from mlx_guarded_llm.guard import LoadDeadline
+from mlx_guarded_llm.guard import Load, LoadDeadline
 from tests.unit.guard.simulation import Footprint, Simulation
 
 MODELS = ("a", "b", "c", "d")
@@ -119,6 +119,39 @@ class Users(RuleBasedStateMachine):
         assert self.sim.book.running is not None
         self.sim.job_left = self.sim.book.running.leaving if done else ()
 
+    @precondition(lambda self: isinstance(self.sim.job, Load))
+    @rule(done=st.booleans())
+    def load_is_tried_again(self, done: bool) -> None:
+        self.job_fails(done)
+        self.sim.job_again = True
+
+    @rule(outage=st.integers(0, 20), reported=st.booleans())
+    def die(self, outage: int, reported: bool) -> None:
+        self.sim.die(outage, reported=reported)
+
+    @precondition(lambda self: self.sim.generations)
+    @rule(data=st.data())
+    def interrupt(self, data: st.DataObject) -> None:
+        self.sim.interrupt(data.draw(st.sampled_from(sorted(self.sim.generations))))
+
+    @rule()
+    def squeeze(self) -> None:
+        self.sim.squeeze()
+
+    @precondition(lambda self: self.sim.generations)
+    @rule(data=st.data())
+    def out_of_memory(self, data: st.DataObject) -> None:
+        self.sim.squeeze()
+        if self.sim.generations:
+            self.sim.interrupt(data.draw(st.sampled_from(sorted(self.sim.generations))))
+
+    @precondition(lambda self: self.sim.back_at is not None)
+    @rule(model=models)
+    def refuse(self, model: str) -> None:
+        error = LoadFailed("it was at work in too many deaths")
+        self.sim.do(self.sim.guard.refuse(self.sim.now, model, error))
+        assert model not in self.sim.book.models
+
     @precondition(lambda self: self.sim.generations)
     @rule(data=st.data())
     def generation_fails(self, data: st.DataObject) -> None:
@@ -132,6 +165,8 @@ class Users(RuleBasedStateMachine):
         assert timing.queued == 0
         sim.do(actions)
         sim.do(sim.guard.job_ended(sim.now, "nothing"))
+        sim.do(sim.guard.interrupted(sim.now, "nobody", "nothing"))
+        sim.do(sim.guard.refuse(sim.now, "no model", LoadFailed("")))
         sim.do(sim.guard.cancel(sim.now, "nobody"))
         sim.do(sim.guard.cancel_job(sim.now, "nobody"))
         sim.do(sim.guard.tick(sim.now))

@@ -60,6 +60,23 @@ def test_weights_caches_and_the_prefix_cache_are_summed() -> None:
     assert room.used_bytes == 7
 
 
+def test_a_request_that_is_to_start_again_still_wants_what_it_wanted() -> None:
+    room = ledger(20, a=10)
+    start(room, "r", "a", 5)
+    assert room.used_bytes == 15
+    room.retract_start("r")
+    assert room.used_bytes == 10
+    room.release_start("r")  # it holds nothing now
+    assert room.plan_start("r", "a", []) == ()
+    room.know_model("a", Footprint(16))  # type: ignore[arg-type]
+    assert room.plan_start("r", "a", []) is None
+    assert "a with 5 tokens" in str(room.refusal("a", [], "r"))
+    room.reserve_start("r", "a")
+    room.release_start("r")
+    assert room.used_bytes == 16
+    room.forget_request("r", "a")
+
+
 def test_rows_of_a_batch_are_padded_to_the_longest() -> None:
     room = ledger(100, a=10)
     start(room, "short", "a", 2)

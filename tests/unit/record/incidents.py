@@ -96,3 +96,31 @@ def crowd() -> list[Event]:
         at(7, "request.finished", PHI, "d", cause="cancelled", completion_tokens=3),
     ]
     return events
+
+
+DIED = "the worker (pid 7) died of SIGABRT while it was loading phi3:mini-4k"
+
+
+_MADE: dict[str, Any] = {"pid": 9, "spawn": 0.2, "import": 0.7}
+
+
+def death() -> list[Event]:
+    """The engine dies in a load beside the paused 70B; so does the next, at its start."""
+    return [
+        *incident()[:8],  # the load of phi3 runs
+        at(177, "engine.died", PHI, cause=DIED, pid=7, lived=400.0, stderr="assertion\n"),
+        at(177.125, "request.interrupted", BIG, "r1", cause=DIED, emitted=57),
+        at(177.125, "load.interrupted", PHI, job="j1", cause=DIED),
+        at(177.125, "load.queued", BIG, job="load-9", cause="recovery"),
+        at(178, "engine.died", cause="the worker (pid 8) died of SIGKILL", pid=8, lived=0.5),
+        at(179, "engine.started", **_MADE),
+        at(179, "load.started", BIG, job="load-9", evict=(), paused=()),
+        at(191, "load.finished", BIG, job="load-9", bytes=39_700_000_000, seconds=12.0),
+        at(191, "load.started", PHI, job="j1", evict=(), paused=()),
+        at(193.5, "load.finished", PHI, job="j1", bytes=2_390_000_000, seconds=2.5),
+        at(193.5, "request.started", BIG, "r1", recovering=16.5),
+        at(193.5, "request.started", PHI, "r2", queued=137.5),
+        at(194, "request.first_token", PHI, "r2"),
+        at(200, "request.finished", PHI, "r2", cause="stop", completion_tokens=60),
+        at(203.5, "request.finished", BIG, "r1", cause="stop", completion_tokens=1700),
+    ]

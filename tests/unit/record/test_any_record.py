@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 from typing import get_args
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -26,7 +26,9 @@ from .test_perfetto import check
 models = st.sampled_from([None, "big", "phi"])
 ids = st.sampled_from([None, "1", "2", "3"])
 details = st.dictionaries(
-    st.sampled_from(["bytes", "seconds", "prompt_tokens", "completion_tokens"]),
+    st.sampled_from(
+        ["bytes", "seconds", "prompt_tokens", "completion_tokens", "emitted", "recovering", "spawn"]
+    ),
     st.none() | st.integers(0, 10**12) | st.floats(0, 1e6) | st.text(max_size=3),
 )
 events = st.builds(
@@ -42,6 +44,7 @@ events = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(events, max_size=40))
 def test_every_view_stands(record: list[Event]) -> None:
     chart = timeline(record)

@@ -1,0 +1,114 @@
+"""Deaths of engines, kept between runs in one JSON file, for who looks for a cause later."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from .. import __version__
+from ..engine.pulse import Work
+from ..jsonfile import read_json, write_json
+from ..worker.death import Cause, Death
+
+FILE = "crashes.json"  # in the cache folder
+_MAX_CRASHES = 50
+_MAX_STDERR = 2000  # characters
+_LOCK_WAIT = 2.0  # seconds; a crash log is not worth more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crash:
+    """One death as it was noted down.
+
+    Attributes:
+        time: when, in UTC.
+        death: how; of its stderr the end.
+        versions: of the packages that were at work, by name.
+    """
+
+    time: datetime
+    death: Death
+    versions: dict[str, str]
+
+
+class Crashes:
+    """The newest deaths of every process that uses this file.
+
+    A file that is missing, broken or not writable only means that fewer are known.
+
+    Args:
+        path: the file; its folder is made when something is noted down.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, death: Death) -> None:
+        """Note a death down, with the time it is."""
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **dataclasses.asdict(death),
+            "stderr": death.stderr[-_MAX_STDERR:],
+            "versions": versions(),
+        }
+        with self._alone():
+            stored = read_json(self._path)
+            entries = [e for e in stored if _crash(e)] if isinstance(stored, list) else []
+            write_json(self._path, [*entries, entry][-_MAX_CRASHES:])
+
+    def read(self) -> list[Crash]:
+        """All that are known, oldest first."""
+        stored = read_json(self._path)
+        found = map(_crash, stored) if isinstance(stored, list) else ()
+        return sorted(filter(None, found), key=lambda crash: crash.time)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold off other processes, or go on without: at worst an entry is lost."""
+        from filelock import FileLock
+
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError, NotImplementedError):  # Timeout is an OSError
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self._path.with_suffix(".lock"), timeout=_LOCK_WAIT)
+                held.enter_context(lock)
+            yield
+
+
+def versions() -> dict[str, str]:
+    """The packages that a death may be the fault of."""
+    found = {"mlx-guarded-llm": __version__}
+    for name in ("mlx", "mlx-lm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _crash(entry: Any) -> Crash | None:
+    """The crash that `add` wrote; None for anything else."""
+    try:
+        time = datetime.fromisoformat(entry["time"]).astimezone(UTC)
+        if entry["cause"] not in get_args(Cause) or entry["work"] not in get_args(Work):
+            return None
+        return Crash(
+            time=time,
+            death=Death(
+                cause=entry["cause"],
+                text=str(entry["text"]),
+                pid=int(entry["pid"]),
+                code=None if entry["code"] is None else int(entry["code"]),
+                work=entry["work"],
+                model=str(entry["model"]),
+                stderr=str(entry["stderr"]),
+                lived=float(entry["lived"]),
+            ),
+            versions={str(name): str(value) for name, value in entry["versions"].items()},
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None

@@ -1,0 +1,189 @@
+"""What runs in the worker: the engine, and its ends of what joins it to the parent."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..engine.engine import Engine
+from ..engine.protocol import Broken, JobEnded, Report
+from ..engine.thread import mlx_thread
+from .blackbox import BlackBox
+from .orphan import die_with, orphaned
+from .outbox import Outbox
+from .parcel import pack_outcome
+from .wire import PROTOCOL, FrameReader, Hello, Imported, Logged, Welcome, greeting
+
+CONDEMNED = 70  # exit status after an error of MLX that spoils all later results
+UNSENT = 71  # after an error of ours: a message could not be sent
+_BEAT = 0.5  # seconds
+_FLUSH = 10.0  # seconds for the last messages; the parent reads all the time
+_ORPHAN = 5.0  # seconds for a stop that nobody waits for
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def main(socket_fd: int, page: int, parent: int) -> NoReturn:
+    """Be a worker until the parent hangs up.
+
+    Args:
+        socket_fd: descriptor of the socket to the parent.
+        page: descriptor of the page for `BlackBox`.
+        parent: its process id.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the spawning thread's was inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _terminate)
+    die_with(parent)
+    for descriptor in (socket_fd, page):
+        os.set_inheritable(descriptor, False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    box = BlackBox(page)
+    os.close(page)
+    worker = _Worker(socket.socket(fileno=socket_fd), box)
+    status = 0
+    try:
+        worker.serve()
+    except _Terminated:
+        status = -signal.SIGTERM
+        worker.unasked = True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if orphaned(parent):
+        _leave_after(_ORPHAN)
+    worker.stop()
+    if status < 0:  # whoever waits for this process is to see what ended it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(worker.status)
+
+
+class _Worker:
+    """The engine and how it is reached.
+
+    Attributes:
+        status: to leave with.
+        unasked: it stops, and not because the parent said so. What ends by that has not
+            ended for the parent, which has another worker go on with it.
+    """
+
+    def __init__(self, sock: socket.socket, box: BlackBox) -> None:
+        self.status = 0
+        self.unasked = False
+        self._socket = sock
+        self._box = box
+        self._engine: Engine | None = None
+        threading.Thread(target=self._beat, name="mlx-guarded-beat", daemon=True).start()
+        hello = Hello(
+            protocol=PROTOCOL,
+            version=__version__,
+            python=platform.python_version(),
+            at=time.monotonic(),
+        )
+        sock.sendall(greeting(hello))
+        self._outbox = Outbox(sock, failed=self._unsendable)
+        self._logger = logging.getLogger("mlx_guarded_llm")
+        self._logger.addHandler(_ToParent(self._outbox))
+        self._logger.propagate = False
+        mlx_thread().post(self._import)
+
+    def serve(self) -> None:
+        """Do what the parent says, until it hangs up or the engine is broken."""
+        messages = self._messages()
+        welcome = next(messages, None)
+        if welcome is None:
+            return
+        assert isinstance(welcome, Welcome)
+        self._logger.setLevel(welcome.log_level)
+        sys.path += [path for path in welcome.sys_path if path not in sys.path]
+        self._engine = Engine(self._emit, welcome.options, self._box)
+        for command in messages:
+            self._engine.send(command)
+
+    def stop(self) -> None:
+        """Drop all models, and send what there is to say."""
+        if self._engine is not None:
+            self._engine.close()
+        atexit._run_exitfuncs()  # ends the MLX thread, in a minute at most
+        self._outbox.close(_FLUSH)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass  # nobody reads it any more
+
+    def _messages(self) -> Iterator[Any]:
+        reader = FrameReader()
+        while data := self._receive():
+            yield from reader.feed(data)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(256 * 1024)
+        except ConnectionError:  # the parent was killed
+            return b""
+
+    def _emit(self, report: Report) -> None:
+        if self.unasked:
+            return
+        self._outbox.put(pack_outcome(report) if isinstance(report, JobEnded) else report)
+        if isinstance(report, Broken):
+            self.status = CONDEMNED
+            self._socket.shutdown(socket.SHUT_RD)  # `serve` comes to its end
+
+    def _unsendable(self, error: Exception) -> None:
+        traceback.print_exception(error)
+        os._exit(UNSENT)
+
+    def _import(self) -> None:
+        began = time.monotonic()
+        try:
+            from ..engine import residents  # noqa: F401
+        except Exception:
+            return  # the engine tries again, and tells
+        self._outbox.put(Imported(time.monotonic() - began))
+
+    def _beat(self) -> None:
+        while True:
+            self._box.beat()
+            time.sleep(_BEAT)
+
+
+class _ToParent(logging.Handler):
+    """Sends what the library logs here to the parent's log."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        self._outbox.put(Logged(name=record.name, level=record.levelno, text=text))
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _leave_after(seconds: float) -> None:
+    """Whatever hangs: nobody is there to end this process."""
+
+    def leave() -> None:
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=leave, name="mlx-guarded-orphan", daemon=True).start()

@@ -1,0 +1,147 @@
+"""Frames on the socket between parent and worker, and what the two say of themselves.
+
+A frame is its length, 8 bytes, and that many bytes of a pickled list of messages. Both
+ends are one program at one version, which the first frame makes sure of: it holds plain
+values only, so that any version can read any other's.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..engine.protocol import EngineOptions
+from ..errors import EngineDied
+
+PROTOCOL = 1  # of this module and `engine.protocol`; a change of either may raise it
+MAX_FRAME = 4 * 1024**3  # bytes; what is sent is far smaller, nonsense mostly larger
+MAX_GREETING = 64 * 1024
+
+_HEADER = struct.Struct("!Q")
+
+
+class WireBroken(EngineDied):
+    """What came over the socket cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """The worker's first message, sent before it imports MLX.
+
+    Attributes:
+        protocol: its `PROTOCOL`.
+        version: of the library.
+        python: of the interpreter, such as "3.11.9".
+        at: when it sent this, seconds of `time.monotonic()`.
+    """
+
+    protocol: int
+    version: str
+    python: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """The parent's first message: how the engine is to work.
+
+    Attributes:
+        sys_path: the parent's; what the worker's lacks is added to its end.
+        log_level: of what it logs the parent wants to hear.
+    """
+
+    options: EngineOptions
+    sys_path: tuple[str, ...]
+    log_level: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """From the worker: MLX is imported, which took so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """From the worker: something was logged by the library there."""
+
+    name: str
+    level: int
+    text: str
+
+
+def greeting(hello: Hello) -> bytes:
+    """The first frame of a worker."""
+    return frame([asdict(hello)])
+
+
+def read_greeting(message: Any) -> Hello:
+    """Read the first message of a worker, whatever its version.
+
+    Raises:
+        WireBroken: it is no greeting.
+    """
+    names = [field.name for field in fields(Hello)]
+    if not isinstance(message, dict) or not {*names} <= {*message}:
+        raise WireBroken("the worker's first message is no greeting.")
+    return Hello(**{name: message[name] for name in names})
+
+
+def frame(messages: Sequence[Any]) -> bytes:
+    """Messages as they go over the socket.
+
+    Raises:
+        WireBroken: they are too large.
+        Exception: one of them cannot be pickled.
+    """
+    body = pickle.dumps(messages, protocol=5)
+    if len(body) > MAX_FRAME:
+        raise WireBroken(f"a message of {len(body)} bytes is too large; {MAX_FRAME} are the most.")
+    return _HEADER.pack(len(body)) + body
+
+
+class FrameReader:
+    """Puts frames together from the pieces that a socket gives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._first = True
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Take the next bytes. Returns the messages that are complete by now, in order.
+
+        Raises:
+            WireBroken: this is no frame of ours.
+        """
+        self._buffer += data
+        messages: list[Any] = []
+        start = 0
+        while len(self._buffer) - start >= _HEADER.size:
+            (size,) = _HEADER.unpack_from(self._buffer, start)
+            if size > (MAX_GREETING if self._first else MAX_FRAME):
+                raise WireBroken(f"a frame of {size} bytes cannot be one of ours.")
+            end = start + _HEADER.size + size
+            if len(self._buffer) < end:
+                break
+            with memoryview(self._buffer) as view:
+                messages += _unpickle(view[start + _HEADER.size : end])
+            self._first = False
+            start = end
+        if start:
+            del self._buffer[:start]
+        return messages
+
+
+def _unpickle(body: memoryview) -> list[Any]:
+    try:
+        with body:
+            messages = pickle.loads(body)
+    except Exception as error:
+        raise WireBroken(f"a frame cannot be read ({type(error).__name__}: {error}).") from None
+    if not isinstance(messages, list):
+        raise WireBroken(f"a frame holds a {type(messages).__name__} and no list.")
+    return messages

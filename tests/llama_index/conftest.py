@@ -1,0 +1,11 @@
+"""Fixtures of the LlamaIndex adapter's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def isolation() -> str:
+    """What is above a backend does not know where its engine lives; here no child is needed."""
+    return "thread"
