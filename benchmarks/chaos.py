@@ -397,6 +397,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the dice; drawn if not given")
     parser.add_argument("--stall-timeout", type=float, default=4.0, help="seconds")
     parser.add_argument("--spare-worker", action="store_true")
+    parser.add_argument("--log", type=Path, help="where to write what the library logs")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
     print(f"chaos: {options.kills} kills, seed {seed}", flush=True)
@@ -413,6 +414,10 @@ def main() -> int:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.addHandler(chaos.journal)
+        if options.log:
+            file = logging.FileHandler(options.log, mode="w")
+            file.setFormatter(logging.Formatter("%(relativeCreated)d %(name)s %(message)s"))
+            logger.addHandler(file)
         chaos.go(options.kills)
     report(chaos)
     word = f"FAILED, {len(chaos.faults)} faults" if chaos.faults else "ok"

@@ -33,7 +33,7 @@ class Recovery:
 
     def died(self, death: Death) -> None:
         """The engine's process is gone. All that it had waits for the next one."""
-        to, now = self._dispatcher, time.monotonic()
+        to = self._dispatcher
         to.note(
             "engine.died",
             model=death.model or None,
@@ -45,6 +45,7 @@ class Recovery:
             lived=death.lived,
             stderr=last_words(death.stderr),
         )
+        now = time.monotonic()  # what follows from the death comes after it in the record
         to.crashes.add(death)
         wait = to.machine.died(now)
         to.callers.loaded()

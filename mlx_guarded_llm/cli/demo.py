@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -64,18 +64,15 @@ def demo(
     )
     board = PanelBoard if out().is_terminal else LineBoard
     with (
-        watched() as seen,
-        # The witness watches this process, so the engine has to be in it.
-        opening.open_backend(
-            isolation="thread", load_wait=load_wait, memory_budget=memory_budget
-        ) as backend,
+        watched(),
+        opening.open_backend(load_wait=load_wait, memory_budget=memory_budget) as backend,
     ):
         with board(parts, out()) as shown:
             interrupted = play(backend, parts, shown, after=max_tokens // 3)
         timeline = backend.timeline()
         if trace is not None:
             backend.write_trace(trace)
-        sections = seen()
+        sections = backend.run(seen)
     fine = show_report(timeline, parts, sections)
     if trace is not None:
         _wrote(trace)
@@ -86,25 +83,25 @@ def demo(
 
 
 @contextmanager
-def watched() -> Iterator[Callable[[], Mapping[str, int]]]:
-    """Have the engine put a witness over all MLX work of this process.
+def watched() -> Iterator[None]:
+    """Have the engine put a witness over all MLX work of its process.
 
     The engine does so on its own thread when it first looks at the rail.
-
-    Yields:
-        A function that tells how many sections of each kind the witness saw.
     """
     from ..engine import rail
 
     os.environ[rail.WITNESS_VARIABLE] = "1"
-
-    def seen() -> Mapping[str, int]:
-        return dict(getattr(rail.current(), "seen", {}))
-
     try:
-        yield seen
+        yield
     finally:
         del os.environ[rail.WITNESS_VARIABLE]
+
+
+def seen() -> Mapping[str, int]:
+    """How many sections of each kind the witness of the engine's process saw."""
+    from ..engine import rail
+
+    return dict(getattr(rail.current(), "seen", {}))
 
 
 def _intro(model_a: str, model_b: str, max_tokens: int, load_wait: float) -> None:

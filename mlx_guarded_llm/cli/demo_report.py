@@ -57,7 +57,7 @@ def _witness(seen: Mapping[str, int], *, watched: bool) -> Text:
     kinds = {"load": "load", "step": "generation step", "unload": "unload", "foreign": "other work"}
     counts = listing(count(seen[kind], noun) for kind, noun in kinds.items() if seen.get(kind))
     return Text(
-        f"A witness watched {counts} in this process. It aborts at the first overlap; "
+        f"A witness watched {counts} in the engine's process. It aborts at the first overlap; "
         "none of them did."
     )
 

@@ -228,6 +228,7 @@ class Engine:
     def _condemn(self, resident: Any, error: Exception) -> None:
         """After an exception a batch cannot be trusted: fail all in it, build a new one."""
         if self._residency.condemns_process(error):
+            self._pulse.began("step", resident.name)  # the last note is what it dies of
             self._break(
                 EngineDied(
                     "MLX failed in a way after which its results cannot be trusted "

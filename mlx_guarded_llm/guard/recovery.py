@@ -131,7 +131,7 @@ class RecoveringBook(Book):
         """Idle models leave before anything else begins."""
         jobs = [self.want_unload(model, cause=cause) for model in self.idle()]
         for job in jobs:
-            job.urgent, job.wanted_by = True, None
+            job.urgent = True
         self._to_front(jobs)
 
     def refuse(self, model: ModelState, error: GuardedLLMError) -> None:

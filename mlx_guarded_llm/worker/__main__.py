@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-import typing
+import typing  # noqa: F401 - see `main`
 
 
 def main() -> None:
@@ -20,5 +20,5 @@ def main() -> None:
     child.main(*map(int, sys.argv[1:]))
 
 
-if __name__ == "__main__" and typing:
+if __name__ == "__main__":
     main()

@@ -66,9 +66,8 @@ class Channel:
         Raises:
             WireBroken: it is nothing that a worker of ours says.
         """
-        if not self.over:
-            listen = select.POLLIN | (select.POLLOUT if self._waiting else 0)
-            self._poll.modify(self._socket, listen)
+        if self._waiting and not self.over:
+            self._poll.modify(self._socket, select.POLLIN | select.POLLOUT)
         messages = None
         for descriptor, event in self._poll.poll(timeout * 1000):
             if descriptor == self._wake.fileno():
@@ -77,6 +76,8 @@ class Channel:
             if event & select.POLLOUT:
                 with self._lock:
                     self._send()
+                    if not self._waiting:
+                        self._poll.modify(self._socket, select.POLLIN)
             if event & ~select.POLLOUT:
                 messages = self._receive()
         return messages

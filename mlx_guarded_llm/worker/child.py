@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..engine.engine import Engine
-from ..engine.protocol import Broken, JobEnded, Report
+from ..engine.protocol import Broken, Delta, FirstToken, JobEnded, Report
 from ..engine.thread import mlx_thread
 from .blackbox import BlackBox
 from .orphan import die_with, orphaned
@@ -28,7 +28,6 @@ from .wire import PROTOCOL, FrameReader, Hello, Imported, Logged, Welcome, greet
 CONDEMNED = 70  # exit status after an error of MLX that spoils all later results
 UNSENT = 71  # after an error of ours: a message could not be sent
 _BEAT = 0.5  # seconds
-_FLUSH = 10.0  # seconds for the last messages; the parent reads all the time
 _ORPHAN = 5.0  # seconds for a stop that nobody waits for
 
 
@@ -110,6 +109,7 @@ class _Worker:
         self._logger.setLevel(welcome.log_level)
         sys.path += [path for path in welcome.sys_path if path not in sys.path]
         self._engine = Engine(self._emit, welcome.options, self._box)
+        mlx_thread().post(lambda: mlx_thread().add(_Flusher(self._outbox)))
         for command in messages:
             self._engine.send(command)
 
@@ -118,7 +118,6 @@ class _Worker:
         if self._engine is not None:
             self._engine.close()
         atexit._run_exitfuncs()  # ends the MLX thread, in a minute at most
-        self._outbox.close(_FLUSH)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -139,6 +138,9 @@ class _Worker:
 
     def _emit(self, report: Report) -> None:
         if self.unasked:
+            return
+        if isinstance(report, (Delta, FirstToken)):
+            self._outbox.hold(report)  # the other streams' tokens of this step come as well
             return
         self._outbox.put(pack_outcome(report) if isinstance(report, JobEnded) else report)
         if isinstance(report, Broken):
@@ -161,6 +163,24 @@ class _Worker:
         while True:
             self._box.beat()
             time.sleep(_BEAT)
+
+
+class _Flusher:
+    """Has its turn on the MLX thread after the engine's: a step has ended. See `thread.Worker`."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def step(self) -> bool:
+        self._outbox.flush()
+        return False
+
+    def generating(self) -> set[str]:
+        return set()
+
+    def stop(self) -> None:
+        self._outbox.flush()
+        mlx_thread().remove(self)
 
 
 class _ToParent(logging.Handler):

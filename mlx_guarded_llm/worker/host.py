@@ -181,7 +181,7 @@ class WorkerEngine:
         """Seconds until there is something to look after."""
         if self._kill_at is None:
             return self._watchdog.interval
-        return max(0.0, self._kill_at - time.monotonic())
+        return max(0.02, self._kill_at - time.monotonic())
 
     def _look(self, now: float) -> None:
         """End a worker that does not move, or does not go."""
@@ -210,7 +210,8 @@ class WorkerEngine:
     def _fail(self, error: GuardedLLMError) -> None:
         self._failure = error
         self._emit(Broken(error))
-        self._process.stop()
+        if self._process.alive:
+            self._process.stop()
 
     def _finish(self) -> None:
         process = self._process

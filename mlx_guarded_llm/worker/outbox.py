@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -10,69 +9,50 @@ from typing import Any
 
 from .wire import frame
 
-LIMIT = 1024  # messages; some thirty tokens of as many answers
-_TOGETHER = 256  # messages in a frame at most
-
 
 class Outbox:
-    """One thread sends what all others put, as much as there is at once.
+    """Sends what any thread puts, on that thread; the tokens of a step go together.
+
+    There is no thread of its own: handing the interpreter over to one costs more between
+    two tokens than sending does. The socket bounds what is under way. While the parent
+    does not read, whoever sends is held, and nothing is lost.
 
     Args:
         sock: blocking; only this sends on it.
-        limit: messages. While as many wait, the threads that put more are held.
-        failed: told of what cannot be sent although the parent is there; it should end
-            the process.
+        failed: told of what cannot be sent although the parent is there; it ends the process.
     """
 
-    def __init__(
-        self, sock: socket.socket, *, failed: Callable[[Exception], None], limit: int = LIMIT
-    ) -> None:
+    def __init__(self, sock: socket.socket, *, failed: Callable[[Exception], None]) -> None:
         self._socket = sock
         self._failed = failed
-        self._limit = limit
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._room = threading.Condition()
+        self._lock = threading.Lock()
+        self._held: list[Any] = []
         self._over = False  # nobody reads any more
-        self._thread = threading.Thread(target=self._run, name="mlx-guarded-outbox", daemon=True)
-        self._thread.start()
+
+    def hold(self, message: Any) -> None:
+        """Send a message with the next `put` or `flush`."""
+        with self._lock:
+            self._held.append(message)
 
     def put(self, message: Any) -> None:
-        """Send a message soon, in order with this thread's others. Waits while there is no room."""
-        self._queue.put(message)
-        if self._queue.qsize() > self._limit:
-            with self._room:
-                self._room.wait_for(lambda: self._over or self._queue.qsize() <= self._limit)
+        """Send a message now, behind what is held."""
+        with self._lock:
+            self._held.append(message)
+            self._send()
 
-    def close(self, timeout: float) -> None:
-        """Send what was put so far, in so many seconds at most; nothing more is taken."""
-        self._queue.put(None)
-        self._thread.join(timeout)
+    def flush(self) -> None:
+        """Send what is held."""
+        if self._held:
+            with self._lock:
+                self._send()
 
-    def _run(self) -> None:
+    def _send(self) -> None:
+        messages, self._held = self._held, []
+        if self._over:
+            return
         try:
-            while messages := self._take():
-                self._socket.sendall(frame(messages))
-                if self._queue.qsize() + len(messages) > self._limit:
-                    with self._room:
-                        self._room.notify_all()
-        except OSError:
-            pass  # the parent is gone; whoever reads sees it too
+            self._socket.sendall(frame(messages))
+        except OSError:  # the parent is gone; whoever reads sees it too
+            self._over = True
         except Exception as error:
             self._failed(error)
-        finally:
-            with self._room:
-                self._over = True
-                self._room.notify_all()
-
-    def _take(self) -> list[Any]:
-        """Everything there is, waiting for the first; empty at the end."""
-        messages = [self._queue.get()]
-        try:
-            while messages[-1] is not None and len(messages) < _TOGETHER:
-                messages.append(self._queue.get_nowait())
-        except queue.Empty:
-            pass
-        if messages[-1] is None:
-            self._queue.put(None)  # seen again after these
-            messages.pop()
-        return messages

@@ -125,7 +125,7 @@ def _pack_error(error: BaseException) -> tuple[bytes, str]:
 
 
 def _dumps(value: Any) -> bytes:
-    import cloudpickle  # late: few need it
+    import cloudpickle  # type: ignore[import-untyped]  # late: few need it
 
     data: bytes = cloudpickle.dumps(value, protocol=5)
     return data

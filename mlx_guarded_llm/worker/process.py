@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -88,7 +89,8 @@ class WorkerProcess:
         """Send a signal, unless it is gone."""
         with self._lock:  # the number of a process that was waited for may be another's
             if self.alive:
-                os.kill(self.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # waited for, and not yet told
+                    os.kill(self.pid, number)
 
     def hang_up(self) -> None:
         """Tell it to stop, and no more. It may still say something."""

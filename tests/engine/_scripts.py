@@ -19,7 +19,8 @@ import asyncio, contextlib, faulthandler, os, signal, sys, threading, time
 faulthandler.register(signal.SIGUSR1)  # for `run_script`, should it hang
 # A test run in the background of a shell inherits that Ctrl-C is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from mlx_guarded_llm import Backend
+import functools, mlx_guarded_llm
+Backend = functools.partial(mlx_guarded_llm.Backend, isolation=os.environ["ISOLATION"])
 from mlx_guarded_llm.errors import *
 TINY, SCRIPTED, OTHER = sys.argv[1:4]
 
@@ -63,6 +64,7 @@ def run_script(
     folder: Path,
     body: str,
     *arguments: str,
+    isolation: str = "thread",
     env: Mapping[str, str] | None = None,
     timeout: float = 100.0,
     interpreter: tuple[str, ...] = (),
@@ -73,6 +75,7 @@ def run_script(
         folder: where it and its cache are put.
         body: what comes after the imports and helpers of `_PREAMBLE`.
         arguments: the first three are the models TINY, SCRIPTED and OTHER.
+        isolation: of its backends; most look inside of the engine, which is then theirs.
         env: more environment variables.
         timeout: seconds after which it counts as hanging.
         interpreter: options of Python.
@@ -85,7 +88,12 @@ def run_script(
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "MLX_GUARDED_CACHE_DIR": str(folder), **(env or {})},
+        env={
+            **os.environ,
+            "MLX_GUARDED_CACHE_DIR": str(folder),
+            "ISOLATION": isolation,
+            **(env or {}),
+        },
     )
     try:
         out, err = process.communicate(timeout=timeout)

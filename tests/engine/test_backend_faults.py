@@ -42,6 +42,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.CRITICAL, "mlx_guarded_llm"):
         yield
 
+
 @pytest.fixture
 def isolation() -> str:
     """The faults are planted in this process."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
+from tests.conftest import ISOLATIONS
 from tests.engine._scripts import Ended, run_script
 
 pytestmark = pytest.mark.slow
@@ -74,9 +75,8 @@ SILENT = {
         """,
     "foreign work sleeps": """
         backend = Backend()
-        began = threading.Event()
-        spawn(lambda: backend.run(lambda: (began.set(), time.sleep(0.5))))
-        began.wait(60)
+        spawn(lambda: backend.run(functools.partial(time.sleep, 0.5)))
+        until(lambda: happened(backend, "run.started"))
         """,
     "foreign work called sys.exit": """
         backend = Backend()
@@ -150,9 +150,10 @@ SILENT = {
 }
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize("state", SILENT)
-def test_silent(state: str, models: tuple[str, str, str], tmp_path: Path) -> None:
-    ended = run_script(tmp_path, SILENT[state], *models)
+def test_silent(state: str, isolation: str, models: tuple[str, str, str], tmp_path: Path) -> None:
+    ended = run_script(tmp_path, SILENT[state], *models, isolation=isolation)
     assert ended.err == ""
     assert ended.code == (3 if "its own code" in state else 0)
 

@@ -67,6 +67,27 @@ def test_the_time_before_its_first_start_is_kept() -> None:
     assert timing == Timing(queued=29.0, deferred=19.0, loading=10.0, recovering=20.0)
 
 
+def test_every_time_it_waits_to_go_on_counts() -> None:
+    sim = resident("a")
+    request = sim.submit("a", 50)
+    for _ in range(2):
+        sim.advance(10)
+        sim.die(5)
+        sim.advance(15)
+    sim.finish()
+    assert sim.ends[request].timing == Timing(recovering=30.0)
+
+
+def test_a_timeout_says_that_it_generates_again() -> None:
+    sim = resident("a")
+    request = sim.submit("a", 50, timeout=30)
+    sim.advance(1)
+    outage(sim)
+    sim.advance(30)
+    error = sim.ends[request].error
+    assert isinstance(error, RequestTimeout) and "generating" in str(error)
+
+
 def test_a_pause_counts_until_the_crash() -> None:
     sim = resident("a", load_wait=0)
     long = sim.submit("a", 100)
@@ -288,6 +309,16 @@ def test_an_unload_is_done() -> None:
     assert not sim.residents
 
 
+def test_a_load_asked_for_while_its_model_was_unloaded_is_still_to_come() -> None:
+    sim = resident("a")
+    sim.ask_unload("a")
+    load = sim.ask_load("a")
+    sim.die(5)
+    assert load not in sim.settled
+    sim.finish()
+    assert sim.settled[load] == Settle(load) and sim.residents == {"a"}
+
+
 def test_foreign_work_fails_and_is_not_run_twice() -> None:
     sim = Simulation()
     running, waiting = sim.ask_run("cell"), sim.ask_run("next")
@@ -370,11 +401,22 @@ def test_nothing_begins_until_there_is_an_engine_again() -> None:
     assert isinstance(sim.ends[timed].error, RequestTimeout)
     assert sim.guard.next_deadline() is None
     assert requests[1] in sim.ends and not sim.ran[1:]
+    assert "deferred" not in kinds(sim, "load")  # nobody knows yet behind what
     sim.advance(30)
     assert event(sim, "load.deferred", model="b").cause == "behind a load"
     sim.finish()
     assert sim.ends[requests[0]].error is None and sim.ends[requests[2]].error is None
     assert all(sim.settled[job].ran for job in jobs)
+
+
+def test_a_job_name_used_again_meanwhile_is_deferred_once() -> None:
+    sim = Simulation()
+    sim.die(5)
+    sim.ask_load("a")
+    sim.cancel_job(sim.ask_run("cell", "mine"))
+    sim.ask_run("cell", "mine")
+    sim.finish()
+    assert kinds(sim, "run") == ["queued", "cancelled", "queued", "deferred", "started", "finished"]
 
 
 def test_more_deaths_before_it_works_change_nothing() -> None:

@@ -107,6 +107,24 @@ def test_a_load_tried_again_keeps_its_place() -> None:
     assert sim.settled[first].error is None and sim.settled[second].error is None
 
 
+def test_what_it_did_not_evict_stays() -> None:
+    sim = resident("a", sizes={"a": Footprint(6), "b": Footprint(6)}, budget=10)
+    sim.ask_load("b")
+    assert isinstance(sim.job, Load) and sim.job.evict == ("a",)
+    back = sim.ask_load("a")  # behind it
+    actions = sim.guard.job_ended(
+        sim.now, sim.job.job_id, error=LoadFailed("out of memory"), left=(), again=True
+    )
+    assert actions[0] == Settle(back, ran=False)
+
+
+def test_after_close_nothing_leaves() -> None:
+    sim = resident("a")
+    sim.close()
+    sim.squeeze()
+    assert sim.job is None and sim.guard.quiet
+
+
 @pytest.mark.parametrize("why", ["unwanted", "closed", "foreign"])
 def test_what_nobody_can_use_is_not_tried_again(why: str) -> None:
     sim = Simulation()
