@@ -18,6 +18,7 @@ from mlx_guarded_llm import Backend, Progress
 from mlx_guarded_llm.errors import EngineDied
 
 from .chaos_faults import FAULTS, plant
+from .chaos_requests import deal
 
 MOMENT_LIMIT = 15.0  # seconds to wait for a moment, before any other will do
 DEATH_LIMIT = 60.0  # seconds until a death must be known, the watchdog's patience apart
@@ -38,8 +39,14 @@ CAUSES: Mapping[str, str] = {
     "standstill": "hung",
 }
 SIGNALS = tuple(kind for kind in CAUSES if kind.startswith("SIG"))
-MOMENTS = ("load", "prefill", "decode", "between frames", "any", "unload", "planted")
-SITES = ("step", "load", "unload", "run")
+MOMENTS = ("load", "prefill", "decode", "between frames", "any", "unload") + 3 * ("planted",)
+# Where and what; in a run an error only ends the function, and a standstill is its own affair.
+PLANTS = [
+    (site, fault)
+    for site in ("step", "step", "load", "unload", "run")
+    for fault in FAULTS
+    if site != "run" or fault not in ("MLX error", "standstill")
+]
 
 
 T = TypeVar("T")
@@ -146,6 +153,10 @@ class Killer:
         self._stall_timeout = stall_timeout
         self._fault = fault
         self._idle = 0  # workers in a row that died before they worked
+        self._signals = deal(SIGNALS, dice)
+        self._moments = deal(MOMENTS, dice)
+        self._starts = deal(("hello", "import"), dice)
+        self._plants = deal(PLANTS, dice)
         self.kills: Counter[tuple[str, str]] = Counter()
         self.moments: Counter[str] = Counter()
         self.late: list[float] = []
@@ -154,14 +165,14 @@ class Killer:
     def strike(self) -> None:
         """One kill, at some moment; perhaps of a worker that has only just been spawned."""
         if self.struck and self._idle < IN_A_ROW and self._dice.random() < 0.3:
-            moment = self._dice.choice(("hello", "import"))
+            moment = next(self._starts)
             pid = self._spawned()
             wait = (0.0, 0.15) if moment == "hello" else (0.15, IMPORT)
             time.sleep(self._dice.uniform(*wait))
             self._signal(pid, moment)
             return
         self._worker()
-        moment = self._dice.choice(MOMENTS)
+        moment = next(self._moments)
         if moment == "planted":
             self._plant()
         else:
@@ -184,7 +195,7 @@ class Killer:
             time.sleep(self._dice.uniform(0, 1.5 if moment == "decode" else 0.05))
 
     def _signal(self, pid: int, moment: str) -> None:
-        kind = self._dice.choice(SIGNALS)
+        kind = next(self._signals)
         now = time.monotonic()
         self._struck(pid, kind, moment)
         try:
@@ -195,9 +206,7 @@ class Killer:
         self._await_death(pid, kind, now)
 
     def _plant(self) -> None:
-        site, fault = self._dice.choice(SITES), self._dice.choice(tuple(FAULTS))
-        while site == "run" and fault in ("MLX error", "standstill"):
-            fault = self._dice.choice(tuple(FAULTS))  # they end the function, or nothing
+        site, fault = next(self._plants)
         after = self._dice.randrange(40) if site == "step" else 0
         pid = self._worker()
         self._struck(pid, fault, f"planted in {site}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,9 @@ SAMPLED: tuple[Mapping[str, Any], ...] = (
     {"temperature": 1.2, "seed": 12, "top_k": 20, "repetition_penalty": 1.2, "max_tokens": 120},
     {"temperature": 1.0, "seed": 13, "frequency_penalty": 0.5, "top_logprobs": 2},
 )
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +232,7 @@ def is_beginning(expected: Result, question: Question, text: str) -> bool:
     return whole.startswith(text.removesuffix("\N{REPLACEMENT CHARACTER}"))
 
 
-def deal(asked: Sequence[Question], dice: Random) -> Iterator[Question]:
-    """All questions in some order, and again, without end."""
+def deal(things: Sequence[T], dice: Random) -> Iterator[T]:
+    """All of them in some order, and again, without end."""
     while True:
-        yield from dice.sample(asked, len(asked))
+        yield from dice.sample(things, len(things))

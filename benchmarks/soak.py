@@ -146,7 +146,8 @@ class Soak:
 
     def _open(self, profile: Profile) -> Backend:
         options: dict[str, Any] = {"timeout": 90.0, "record_size": 2000, **profile.options}
-        return Backend(catalog=self._catalog, offline=True, **options)
+        # What the engine holds is looked at, so it is in this process.
+        return Backend(isolation="thread", catalog=self._catalog, offline=True, **options)
 
     def _profiles(self, backend: Backend) -> list[Profile]:
         for model in self.models[:2]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .backend import AsyncStream, Backend, ModelInfo, Stream
     from .backend.shared import default_backend
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from .params import SamplingParams
     from .record import Event, Timeline
     from .results import Attempt, Chunk, Embeddings, Provenance, Result, ToolCall, Usage
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncStream",

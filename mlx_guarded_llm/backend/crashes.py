@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from .. import __version__
 from ..engine.pulse import Work
 from ..jsonfile import read_json, write_json
+from ..version import __version__
 from ..worker.death import Cause, Death
 
 FILE = "crashes.json"  # in the cache folder

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__
 from ..errors import GuardedLLMError
+from ..version import __version__
 from . import opening
 from .words import listing, rate, seconds, size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import platform
@@ -15,10 +16,10 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from .. import __version__
 from ..engine.engine import Engine
 from ..engine.protocol import Broken, Delta, FirstToken, JobEnded, Report
 from ..engine.thread import mlx_thread
+from ..version import __version__
 from .blackbox import BlackBox
 from .orphan import die_with, orphaned
 from .outbox import Outbox
@@ -153,10 +154,15 @@ class _Worker:
 
     def _import(self) -> None:
         began = time.monotonic()
+        gc.disable()
         try:
             from ..engine import residents  # noqa: F401
         except Exception:
             return  # the engine tries again, and tells
+        finally:
+            # What was imported stays: no collection between two tokens goes through it.
+            gc.freeze()
+            gc.enable()
         self._outbox.put(Imported(time.monotonic() - began))
 
     def _beat(self) -> None:

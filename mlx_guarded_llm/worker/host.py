@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import __version__
 from ..engine.protocol import (
     Broken,
     Command,
@@ -25,6 +24,7 @@ from ..engine.protocol import (
     Unload,
 )
 from ..errors import EngineDied, GuardedLLMError, InvalidRequest
+from ..version import __version__
 from .channel import Channel
 from .death import Death, read_death
 from .oom import oom_kills

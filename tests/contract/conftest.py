@@ -26,8 +26,8 @@ def frozen_heap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _import_all() -> None:
     import mlx_lm.generate  # noqa: F401
 
+
 @pytest.fixture
 def isolation() -> str:
     """What is above a backend does not know where its engine lives; here no child is needed."""
     return "thread"
-

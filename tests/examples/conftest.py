@@ -16,8 +16,8 @@ def event_loop_of_ours() -> Iterator[None]:
         yield
     asyncio.set_event_loop(None)
 
+
 @pytest.fixture
 def isolation() -> str:
     """What is above a backend does not know where its engine lives; here no child is needed."""
     return "thread"
-
