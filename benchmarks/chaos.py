@@ -29,7 +29,6 @@ import dataclasses
 import faulthandler
 import functools
 import gc
-import io
 import logging
 import os
 import statistics
@@ -382,14 +381,6 @@ class Chaos:
             work()
 
 
-class Tail(io.TextIOBase):
-    """Takes what dying workers say; it is kept in the record anyway."""
-
-    def write(self, text: str) -> int:
-        """See `io.TextIOBase`."""
-        return len(text)
-
-
 def main() -> int:
     """Run, and say how it went."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -403,7 +394,11 @@ def main() -> int:
     print(f"chaos: {options.kills} kills, seed {seed}", flush=True)
     faulthandler.enable()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(Tail()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),  # the last words of the workers
+    ):
         chaos = Chaos(
             seed=seed,
             stall_timeout=options.stall_timeout,

@@ -11,6 +11,7 @@ the token. Rounds without and with `spare_worker=True` take turns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -116,7 +117,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with chosen(args.shape, args.model) as (model, _folder, catalog):
+    with (
+        chosen(args.shape, args.model) as (model, _folder, catalog),
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),  # the last words of the workers
+    ):
         with Backend(isolation="process", catalog=catalog) as backend:
             device = backend.run(device_name)
         print(f"{args.shape or args.model} on {device}, seconds")

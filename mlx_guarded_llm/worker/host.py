@@ -86,7 +86,7 @@ class WorkerEngine:
         self._condemned = ""
         self._hung = ""
         self._kill_at: float | None = None
-        sock = self._process.socket
+        sock = self._process.take_socket()
         self._channel = Channel(sock) if sock is not None else None
         threading.Thread(target=self._run, name="mlx-guarded-io", daemon=True).start()
 
@@ -190,6 +190,8 @@ class WorkerEngine:
             if now > self._kill_at + KILL_GRACE:
                 process.give_up()
             elif now >= self._kill_at:
+                if not self._hung and not self._condemned:
+                    self._condemned = "it closed its socket and did not leave"
                 process.signal(signal.SIGKILL)
             return
         if process.asked:

@@ -52,7 +52,7 @@ class Outbox:
             return
         try:
             self._socket.sendall(frame(messages))
-        except OSError:  # the parent is gone; whoever reads sees it too
+        except ConnectionError:  # the parent is gone; whoever reads sees it too
             self._over = True
         except Exception as error:
             self._failed(error)

@@ -40,7 +40,6 @@ class WorkerProcess:
         code: how it ended, as `subprocess` says it; None before, and if nobody knows.
         failure: why it could not be started, or None.
         asked: it was told to stop.
-        socket: the parent's end, blocking; None if it could not be started.
         vital: what it shows of itself; None if it could not be started.
         output: what it prints; None if it could not be started.
     """
@@ -52,7 +51,8 @@ class WorkerProcess:
         self.ended = threading.Event()
         self.failure: EngineDied | None = None
         self.asked = False
-        self.socket: socket.socket | None = None
+        self._socket: socket.socket | None = None
+        self._taken = False
         self.vital: Reader | None = None
         self.output: Output | None = None
         self._lock = threading.Lock()
@@ -77,6 +77,12 @@ class WorkerProcess:
         except psutil.Error:
             return 0
 
+    def take_socket(self) -> socket.socket | None:
+        """The parent's end, for the caller to close; None if it is gone."""
+        with self._lock:
+            self._taken = self._taken or self.alive
+            return self._socket if self.alive else None
+
     def watch(self, call: Callable[[], None]) -> None:
         """Call `call` when it has ended, on some thread; at once if it has."""
         with self._lock:
@@ -95,9 +101,9 @@ class WorkerProcess:
     def hang_up(self) -> None:
         """Tell it to stop, and no more. It may still say something."""
         self.asked = True
-        if self.socket is not None:
+        if self._socket is not None:
             try:
-                self.socket.shutdown(socket.SHUT_WR)
+                self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it is closed: it was told before, or is gone
 
@@ -131,8 +137,8 @@ class WorkerProcess:
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's, and must not live on because of us."""
-        if self.socket is not None:
-            self.socket.close()
+        if self._socket is not None:
+            self._socket.close()
         if self.output is not None:
             self.output.abandon()
 
@@ -161,7 +167,7 @@ class WorkerProcess:
         except OSError as error:
             self.failure = EngineDied(f"the worker cannot be started now: {error}.")
             return None
-        self.socket = spawned.socket
+        self._socket = spawned.socket
         self.vital = spawned.vital
         self.output = Output(spawned.stdout, spawned.stderr)
         self.pid = spawned.popen.pid
@@ -182,6 +188,8 @@ class WorkerProcess:
             if self.alive:
                 self.code = code
                 self.ended.set()
+                if self._socket is not None and not self._taken:
+                    self._socket.close()
             watchers, self._watchers = self._watchers, []
         _live.discard(self)
         for call in watchers:

@@ -18,7 +18,6 @@ from ..errors import EngineDied
 
 PROTOCOL = 1  # of this module and `engine.protocol`; a change of either may raise it
 MAX_FRAME = 4 * 1024**3  # bytes; what is sent is far smaller, nonsense mostly larger
-MAX_GREETING = 64 * 1024
 
 _HEADER = struct.Struct("!Q")
 
@@ -109,7 +108,6 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._first = True
 
     def feed(self, data: bytes) -> list[Any]:
         """Take the next bytes. Returns the messages that are complete by now, in order.
@@ -122,14 +120,13 @@ class FrameReader:
         start = 0
         while len(self._buffer) - start >= _HEADER.size:
             (size,) = _HEADER.unpack_from(self._buffer, start)
-            if size > (MAX_GREETING if self._first else MAX_FRAME):
+            if size > MAX_FRAME:
                 raise WireBroken(f"a frame of {size} bytes cannot be one of ours.")
             end = start + _HEADER.size + size
             if len(self._buffer) < end:
                 break
             with memoryview(self._buffer) as view:
                 messages += _unpickle(view[start + _HEADER.size : end])
-            self._first = False
             start = end
         if start:
             del self._buffer[:start]
