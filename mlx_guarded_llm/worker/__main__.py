@@ -1,6 +1,6 @@
 """The worker's program. `spawn` runs it by its path, so that it is found wherever it lies."""
 
-import importlib
+import importlib.util
 import os
 import sys
 import typing  # noqa: F401 - see `main`
@@ -15,7 +15,8 @@ def main() -> None:
     sys.path.insert(0, root)
     importlib.import_module("mlx_guarded_llm")
     del sys.path[0]
-    sys.path += [path for path in others if path not in sys.path]
+    if importlib.util.find_spec("mlx_lm") is None:  # it is found where the parent looks
+        sys.path += [path for path in others if path not in sys.path]
     child = importlib.import_module("mlx_guarded_llm.worker.child")
     child.main(*map(int, sys.argv[1:]))
 

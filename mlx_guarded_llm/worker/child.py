@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from ..engine.engine import Engine
@@ -27,7 +27,7 @@ from .parcel import pack_outcome
 from .wire import PROTOCOL, FrameReader, Hello, Imported, Logged, Welcome, greeting
 
 CONDEMNED = 70  # exit status after an error of MLX that spoils all later results
-UNSENT = 71  # after an error of ours: a message could not be sent
+BROKEN = 71  # exit status after an error that leaves no other way to tell
 _BEAT = 0.5  # seconds
 _ORPHAN = 5.0  # seconds for a stop that nobody waits for
 
@@ -108,7 +108,9 @@ class _Worker:
             return
         assert isinstance(welcome, Welcome)
         self._logger.setLevel(welcome.log_level)
-        sys.path += [path for path in welcome.sys_path if path not in sys.path]
+        # Not before MLX is imported: it is a namespace package, which any folder of its name
+        # would shadow, wherever on the path.
+        mlx_thread().post(lambda: _look_in(welcome.sys_path))
         self._engine = Engine(self._emit, welcome.options, self._box)
         mlx_thread().post(lambda: mlx_thread().add(_Flusher(self._outbox)))
         for command in messages:
@@ -150,7 +152,7 @@ class _Worker:
 
     def _unsendable(self, error: Exception) -> None:
         traceback.print_exception(error)
-        os._exit(UNSENT)
+        os._exit(BROKEN)
 
     def _import(self) -> None:
         began = time.monotonic()
@@ -159,6 +161,9 @@ class _Worker:
             from ..engine import residents  # noqa: F401
         except Exception:
             return  # the engine tries again, and tells
+        except BaseException:  # it would end the thread, and nobody would know
+            traceback.print_exc()
+            os._exit(BROKEN)
         finally:
             # What was imported stays: no collection between two tokens goes through it.
             gc.freeze()
@@ -199,6 +204,10 @@ class _ToParent(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         self._outbox.put(Logged(name=record.name, level=record.levelno, text=text))
+
+
+def _look_in(paths: Sequence[str]) -> None:
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -81,9 +81,10 @@ def spawn() -> Spawned:
 
 
 def search_path() -> tuple[str, ...]:
-    """Where this process finds modules, for the worker to look there last.
+    """Where this process finds modules, for the worker to look there too.
 
-    Last, so that a file beside the user's script shadows nothing that MLX needs.
+    It does so last, and after MLX is imported if it can: what lies beside the user's
+    script shadows nothing that MLX needs.
     """
     try:
         here = Path.cwd()

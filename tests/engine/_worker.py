@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 
 from mlx_guarded_llm.engine.protocol import (
     Died,
@@ -30,6 +32,15 @@ PATIENCE = 60.0  # seconds; only a hang takes so long
 OPTIONS = EngineOptions(memory_budget=1024**3)
 
 R = TypeVar("R", bound=Report)
+
+
+@contextmanager
+def compiled_once(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLX's modules are compiled once, whatever the environment says: half of their import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPYCACHEPREFIX", str(factory.getbasetemp() / "pycache"))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
 
 
 class Host:

@@ -36,7 +36,7 @@ from mlx_guarded_llm.worker import host as host_module
 from mlx_guarded_llm.worker import process as process_module
 from mlx_guarded_llm.worker.process import WorkerProcess
 from tests.conftest import MakeModel
-from tests.engine._worker import PATIENCE, Host, files_of, is_gone, until
+from tests.engine._worker import PATIENCE, Host, compiled_once, files_of, is_gone, until
 
 pytestmark = pytest.mark.slow
 
@@ -45,10 +45,7 @@ MakeHost = Callable[..., Host]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLX's modules are compiled once, whatever the environment says: half of their import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "pycache"))
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    with compiled_once(tmp_path_factory):
         yield
 
 
@@ -307,6 +304,15 @@ def test_mlx_cannot_be_imported(
     host.engine.close()
     assert host.more() == []
     until(lambda: is_gone(host.pid))
+
+
+def test_a_module_that_exits_when_imported(
+    make_host: MakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlx_lm.py").write_text("raise SystemExit('what a module')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    death = make_host().death()
+    assert death.cause == "not_started" and "what a module" in death.stderr
 
 
 def test_another_version_was_installed(

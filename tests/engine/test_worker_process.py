@@ -17,17 +17,14 @@ import psutil
 import pytest
 
 from mlx_guarded_llm.worker.process import WorkerProcess
-from tests.engine._worker import PATIENCE, Host, is_gone, until
+from tests.engine._worker import PATIENCE, Host, compiled_once, is_gone, until
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLX's modules are compiled once, whatever the environment says: half of their import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "pycache"))
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    with compiled_once(tmp_path_factory):
         yield
 
 
