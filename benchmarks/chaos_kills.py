@@ -26,17 +26,18 @@ SPAWN_LIMIT = 90.0
 IMPORT = 2.5  # seconds that a worker takes to import MLX, about
 IN_A_ROW = 3  # workers that may die before they did anything; the cap is further off
 
-# How each must be read.
-CAUSES: Mapping[str, str] = {
-    "SIGKILL": "killed",
-    "SIGTERM": "killed",
-    "SIGABRT": "abort",
-    "SIGSEGV": "segfault",
-    "SIGSTOP": "hung",
-    "os.abort": "abort",
-    "os._exit": "exit",
-    "MLX error": "condemned",
-    "standstill": "hung",
+# How each must be read. Python's fault handler, which an abort calls, reads the stacks of
+# threads that run, and now and then crashes at that.
+CAUSES: Mapping[str, tuple[str, ...]] = {
+    "SIGKILL": ("killed",),
+    "SIGTERM": ("killed",),
+    "SIGABRT": ("abort", "segfault"),
+    "SIGSEGV": ("segfault",),
+    "SIGSTOP": ("hung",),
+    "os.abort": ("abort", "segfault"),
+    "os._exit": ("exit",),
+    "MLX error": ("condemned",),
+    "standstill": ("hung",),
 }
 SIGNALS = tuple(kind for kind in CAUSES if kind.startswith("SIG"))
 MOMENTS = ("load", "prefill", "decode", "between frames", "any", "unload") + 3 * ("planted",)
@@ -236,7 +237,7 @@ class Killer:
             return
         worked = pid in self._journal.started
         self._idle = 0 if worked else self._idle + 1
-        if death.how != CAUSES[kind] and not (death.how == "not_started" and not worked):
+        if death.how not in CAUSES[kind] and not (death.how == "not_started" and not worked):
             self._fault(f"{kind} was taken for {death.how!r} (worker {pid}, {death.work!r})")
         self.kills[kind, death.work or ("idle" if worked else "starting")] += 1
         if since is not None and kind not in ("SIGSTOP", "SIGTERM"):

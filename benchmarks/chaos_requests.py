@@ -23,7 +23,7 @@ from mlx_guarded_llm.testing.tiny import (
 
 MODELS = ("noise", "sliding", "script")
 EMBEDDER = "vectors"
-PATIENCE = 120.0  # seconds for one request, whatever happens meanwhile
+PATIENCE = 600.0  # seconds for one request, whatever happens meanwhile
 SCRIPT = (
     "<think>Hm. Zwölf Boxkämpfer, und keiner weiß warum; let me look it up.</think>"
     "Viktor jagt quer über den großen Sylter Deich. 東京、大阪 🦊! One, two, three; nobody"

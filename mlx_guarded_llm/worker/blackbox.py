@@ -19,6 +19,7 @@ from .watchdog import Vital
 SIZE = 2 * mmap.PAGESIZE
 _WORKS: tuple[Work, ...] = get_args(Work)
 _NAME = 4096  # bytes kept of a model's name, which may be a path
+_START = 30.0  # seconds for Python to start, when disks are cold and processors busy
 _KNOWN = 1000  # names remembered at once; labels of runs may be many
 
 # The beat has a place of its own, for it has a thread of its own. The rest is written as
@@ -113,8 +114,8 @@ class Reader:
 
     def __init__(self, descriptor: int) -> None:
         self._page = mmap.mmap(descriptor, SIZE)
-        now = time.monotonic()  # a worker that has not written yet was alive when it was made
-        _BEAT.pack_into(self._page, 0, now)
+        now = time.monotonic()
+        _BEAT.pack_into(self._page, 0, now + _START)
         _BEAT.pack_into(self._page, _SINCE_AT, now)
 
     def read(self) -> Vital:

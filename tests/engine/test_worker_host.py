@@ -251,7 +251,7 @@ def test_the_engine_breaks(make_host: MakeHost) -> None:
 
 
 def test_stopped_by_a_signal_it_is_hung(make_host: MakeHost) -> None:
-    host = make_host(stall_timeout=2.0)
+    host = make_host(stall_timeout=3.0)
     host.ready()
     os.kill(host.pid, signal.SIGSTOP)
     death = host.death()
@@ -259,7 +259,7 @@ def test_stopped_by_a_signal_it_is_hung(make_host: MakeHost) -> None:
 
 
 def test_foreign_work_that_lets_nobody_run_is_hung(make_host: MakeHost) -> None:
-    host = make_host(stall_timeout=2.0)
+    host = make_host(stall_timeout=3.0)
     host.ready()
 
     def holds_the_interpreter() -> None:

@@ -75,7 +75,10 @@ def test_a_load_that_goes_on(page: int) -> None:
 
 def test_beats(page: int) -> None:
     reader, box = Reader(page), BlackBox(page)
+    assert reader.read().beat > time.monotonic(), "Python is given time to start"
+    box.beat()
     first = reader.read().beat
+    assert first <= time.monotonic()
     while time.monotonic() == first:
         pass
     box.beat()
