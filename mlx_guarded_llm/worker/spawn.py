@@ -63,6 +63,7 @@ def spawn() -> Spawned:
         for descriptor in (out_read, err_read):
             ours.callback(os.close, descriptor)
         vital = Reader(page)
+        ours.callback(vital.close)
         passed = (far.fileno(), page)
         try:
             popen = subprocess.Popen(

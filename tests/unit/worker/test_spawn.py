@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlx_guarded_llm.worker.spawn import CannotStart, search_path, spawn
 
 
 def descriptors() -> int:
+    gc.collect()
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
