@@ -67,8 +67,8 @@ class Backend(TextCalls):
         timeout: seconds a request may take in all, unless it says otherwise.
         prefix_cache: bytes, or text, for KV caches of prompts that begin alike; None
             takes 5 % of the budget, 0 keeps none.
-        prefill_step_size: prompt tokens, or tokens of texts to embed, computed between
-            two decode steps.
+        prefill_step_size: prompt tokens, or tokens of texts to embed, computed at once;
+            of a prompt a quarter, while others wait for their next token.
         catalog: finds models by name; None makes the default one.
         offline: never use the network.
         on_progress: told of every download, load and prefill, from another thread.

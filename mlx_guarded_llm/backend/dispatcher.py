@@ -454,9 +454,7 @@ class Dispatcher(Loop):
 
     def _in_memory(self, key: str) -> bool:
         """Resident or about to be, so that its files are known."""
-        if self.guard is None:
-            return False
-        return any(m.name == key and (m.resident or m.load) for m in self.guard.models())
+        return self.guard is not None and self.guard.has(key)
 
     def know(self, key: str, files: ModelFiles) -> None:
         """Enter a model in the ledger.

@@ -22,9 +22,12 @@ from mlx_lm.generate import (
 
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
-from .sampling import Picked, Row, Rows, processors
+from .sampling import Picked, Row, Rows
 
-Forward = tuple[mx.array, list[mx.array]]
+# While somebody waits for the next token, a prefill chunk is this part of a full one: their
+# answers halt that much shorter, and the prompt takes little longer.
+_BESIDE = 4
+_LEAST = 32  # tokens of a chunk
 
 
 class _Ends(StopSequences):
@@ -49,10 +52,9 @@ class _Generation(GenerationBatch):
 
     _rows: Rows | None = None
     # Logits of `_next_tokens`, begun early: the caches hold these tokens already.
-    _ahead: Forward | None = None
+    _ahead: mx.array | None = None
     # What mlx-lm keeps in these slots is another thing here; see above and `_step`.
     samplers: Any
-    logits_processors: Any
     stop_sequences: Any
     _current_tokens: Any
     _current_logprobs: Any
@@ -64,37 +66,42 @@ class _Generation(GenerationBatch):
 
         With each token goes (`Picked`, row) where mlx-lm has log probabilities.
         """
-        if self._rows is None or self._rows.rows != self.samplers:
-            self._rows = Rows(list(self.samplers))
+        rows = self._line_up()
         inputs = self._current_tokens = self._next_tokens
         current: list[tuple[Picked, int]] = self._next_logprobs
         self._current_logprobs = current
-        logits, contexts = self._ahead or self._forward(inputs)
+        logits = self._forward(inputs) if self._ahead is None else self._ahead
         self._ahead = None
-        if self._rows.constrained:
-            mx.async_eval(logits, *contexts)  # type: ignore[no-untyped-call]
-            logits = self._rows.constrain(logits, _list(inputs))
-        picked = self._rows.pick(logits)
+        if rows.constrained:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            logits = rows.constrain(logits, _list(inputs))
+        picked = rows.pick(logits)
         self._next_tokens = picked.tokens
         self._next_logprobs = [(picked, i) for i in range(len(self.uids))]
-        mx.async_eval([*picked.arrays(), *contexts])  # type: ignore[no-untyped-call]
-        if self._rows.constrained and self._all_go_on(_list(inputs)):
-            self._begin()
+        mx.async_eval(picked.arrays())  # type: ignore[no-untyped-call]
         mx.eval(inputs, [p.arrays() for p in {id(p): p for p, _ in current}.values()])
         tokens = _list(inputs)
         for history, token in zip(self.tokens, tokens, strict=True):
             history.append(token)
+        if rows.constrained and self._all_go_on(tokens):
+            self._begin()
         return tokens, current
 
-    def _forward(self, inputs: mx.array) -> Forward:
-        """Logits that follow on these tokens, and the contexts of the processors."""
+    def _line_up(self) -> Rows:
+        """What is to be known of the rows that are here now."""
+        if self._rows is None or self._rows.rows != self.samplers:
+            self._rows = Rows(list(self.samplers))
+        return self._rows
+
+    def _forward(self, inputs: mx.array) -> mx.array:
+        """Logits that follow on these tokens, with penalties."""
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        return self._process(logits, inputs)
+        return self._line_up().penalise(logits, self.tokens, inputs)
 
     def _begin(self) -> None:
         """Begin the forward pass of the next step."""
-        self._ahead = logits, contexts = self._forward(self._next_tokens)
-        mx.async_eval(logits, *contexts)  # type: ignore[no-untyped-call]
+        self._ahead = self._forward(self._next_tokens)
+        mx.async_eval(self._ahead)  # type: ignore[no-untyped-call]
 
     def _all_go_on(self, tokens: list[int]) -> bool:
         """Whether no row ends with these: the caches of one that does are kept as they are."""
@@ -123,12 +130,10 @@ class _Generation(GenerationBatch):
             self._alone = False
         if self.uids and (self._ahead is None) != (batch._ahead is None):
             (self if self._ahead is None else batch)._begin()
-        if batch._ahead is not None:
-            logits, contexts = batch._ahead
-            if self._ahead is not None:
-                logits = mx.concatenate([self._ahead[0], logits])
-                contexts = self._ahead[1] + contexts
-            self._ahead = logits, contexts
+        if self._ahead is not None and batch._ahead is not None:
+            self._ahead = mx.concatenate([self._ahead, batch._ahead])
+        elif batch._ahead is not None:
+            self._ahead = batch._ahead
         super().extend(batch)  # type: ignore[no-untyped-call]
 
     def filter(self, keep: list[int]) -> None:
@@ -136,29 +141,18 @@ class _Generation(GenerationBatch):
         if self._alone and keep:
             return
         if self._ahead is not None:
-            logits, contexts = self._ahead
-            self._ahead = (logits[mx.array(keep)], contexts) if keep else None
+            self._ahead = self._ahead[mx.array(keep)] if keep else None
         super().filter(keep)
         self._alone = False
 
+    # Whether the caches of a finished row go to the prefix cache.
+    keeps = True
+
     def extract_cache(self, idx: int) -> list[Any]:
         """The caches of a row that leaves."""
+        if not self.keeps:
+            return []
         return list(self.prompt_cache) if self._alone else super().extract_cache(idx)
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Apply the logits processors of the rows that have some."""
-        if not any(self.logits_processors):
-            return logits, []
-        rows, contexts = [], []
-        for i, chain in enumerate(self.logits_processors):
-            row = logits[i : i + 1]
-            if chain:
-                context = self._token_context[i].update_and_fetch(inputs[i : i + 1])
-                contexts.append(context)
-                for processor in chain:
-                    row = processor(context, row)
-            rows.append(row)
-        return mx.concatenate(rows, axis=0), contexts
 
 
 class _Prompts(PromptProcessingBatch):
@@ -206,7 +200,8 @@ class ContinuousBatch:
         tokenizer: its tokenizer, for the tokens that end an answer.
         prefix: where KV caches are kept for prompts that begin alike.
         max_active: rows at most.
-        prefill_step_size: prompt tokens computed between two decode steps.
+        prefill_step_size: prompt tokens computed at once, of all prompts together; a
+            quarter of it between two decode steps.
     """
 
     def __init__(
@@ -219,6 +214,7 @@ class ContinuousBatch:
         prefill_step_size: int,
     ) -> None:
         self._prefix = prefix
+        self._prefill_step_size = prefill_step_size
         self._stops = _Ends(tokenizer.eos_token_ids)
         self._jobs: dict[int, Job] = {}
         self._batch = BatchGenerator(
@@ -231,7 +227,8 @@ class ContinuousBatch:
         self._batch.close()  # it raised the wired limit, which is not its to set
         sampler = self._batch.sampler
         self._batch._prompt_batch = _Prompts.empty(model, sampler, prefill_step_size)
-        self._batch._generation_batch = _Generation.empty(model, sampler)
+        self._batch._generation_batch = generation = _Generation.empty(model, sampler)
+        generation.keeps = prefix.keeps
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -240,13 +237,13 @@ class ContinuousBatch:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
         cache, rest = self._prefix.fetch(job.prompt)
         found = len(job.prompt) - len(rest)
+        boundaries = job.boundaries if self._prefix.keeps else ()  # each is a step of its own
         (uid,) = self._batch.insert_segments(
-            segments=[_split(rest, (end - found for end in job.boundaries))],
+            segments=[_split(rest, (end - found for end in boundaries))],
             max_tokens=[job.max_tokens],
             caches=[cache] if cache is not None else None,
             all_tokens=[job.prompt[:found]],
             samplers=cast(Any, [Row.of(job)]),
-            logits_processors=[processors(job.params)],
             stop_sequences=[self._stops],
         )
         job.cached = found
@@ -260,8 +257,9 @@ class ContinuousBatch:
             self._batch.remove(uids)
             del self._jobs[uids[0]]
 
-    def step(self) -> list[Update]:
+    def step(self, *, beside: bool = False) -> list[Update]:
         """One prefill chunk and one token for every row that is past its prompt."""
+        self._batch.prefill_step_size = self._chunk(beside)
         prompts, tokens = self._batch.next()
         self._keep_boundaries(prompts)
         updates: list[Update] = []
@@ -278,6 +276,15 @@ class ContinuousBatch:
                 self._prefix.insert(r.all_tokens, r.prompt_cache, "assistant")
                 del self._jobs[r.uid]
         return updates
+
+    def _chunk(self, beside: bool) -> int:
+        """Tokens of each prompt to compute in the next step, at most."""
+        batch = self._batch
+        prompts = len(batch._prompt_batch) + len(batch._unprocessed_sequences)
+        size = self._prefill_step_size // max(1, min(prompts, batch.prefill_batch_size))
+        if beside or len(batch._generation_batch):
+            size //= _BESIDE
+        return max(size, min(_LEAST, self._prefill_step_size))
 
     def _keep_boundaries(self, prompts: list[Any]) -> None:
         """Keep the caches of prompts that reached a place worth coming back to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..params import SamplingParams
 from .constraint import Constraint
@@ -44,9 +44,10 @@ class Prefilled:
     total: int
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token of an answer.
+
+    A tuple and no dataclass: one is made per token on the MLX thread.
 
     Attributes:
         top: the likeliest alternatives as (id, log probability), best first.
@@ -75,5 +76,9 @@ class Decoder(Protocol):
     def remove(self, request_id: str) -> None:
         """Let a request leave, finished or not. Unknown ones are ignored."""
 
-    def step(self) -> list[Update]:
-        """Advance. After an exception the decoder must be thrown away."""
+    def step(self, *, beside: bool = False) -> list[Update]:
+        """Advance. After an exception the decoder must be thrown away.
+
+        Args:
+            beside: requests of other models wait for their turn meanwhile.
+        """

@@ -88,8 +88,8 @@ class EncoderBatch:
         """Let a request leave, finished or not. Unknown ones are ignored."""
         self._waiting.remove(request_id)
 
-    def step(self) -> list[Embedded]:
-        """Compute one micro-batch."""
+    def step(self, *, beside: bool = False) -> list[Embedded]:
+        """Compute one micro-batch, which is small whoever else waits."""
         rows = self._waiting.next()
         texts = [job.texts[i] for job, i in rows]
         ids = np.full((len(texts), len(texts[0])), self._padding, dtype=np.int32)

@@ -200,7 +200,8 @@ class Engine:
     def _step(self, resident: Any) -> None:
         try:
             with self._at("step", resident.name):
-                updates = resident.step()
+                beside = len(self._generations) > len(resident.decoder)
+                updates = resident.step(beside=beside)
         except Exception as error:
             self._condemn(resident, error)
             return

@@ -60,6 +60,11 @@ class PrefixCache:
     def nbytes(self) -> int:
         return int(self._lru.nbytes)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._owner.max_bytes > 0
+
     def fetch(self, tokens: list[int]) -> tuple[list[Any] | None, list[int]]:
         """The longest kept prefix: a copy of its KV cache and the tokens still to do.
 
@@ -78,7 +83,7 @@ class PrefixCache:
             kind: "system", "user" or "assistant"; the last is given up first.
         """
         size = sum(c.nbytes for c in cache)
-        if not tokens or size > self._owner.max_bytes:
+        if not (self.keeps and tokens) or size > self._owner.max_bytes:
             return
         _detach(cache)
         self._lru.insert_cache(self._model, tokens, cache, cache_type=kind)

@@ -43,11 +43,15 @@ class Resident:
     peak_bytes: int = 0
     told_bytes: int = 0
 
-    def step(self) -> Sequence[Update | Embedded]:
-        """Advance its requests, and measure what that takes."""
+    def step(self, *, beside: bool) -> Sequence[Update | Embedded]:
+        """Advance its requests, and measure what that takes.
+
+        Args:
+            beside: see `Decoder.step`.
+        """
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        updates: Sequence[Update | Embedded] = self.decoder.step()
+        updates: Sequence[Update | Embedded] = self.decoder.step(beside=beside)
         self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - before)
         return updates
 

@@ -1,9 +1,9 @@
 """Choosing tokens: one call for the whole batch, each row by its own parameters.
 
-`BatchGenerator` samples a batch of mixed parameters row by row. Here the parameters
-are arrays, and randomness is counter-based: the number that picks token *i* comes from
-(seed, i) alone. So a request gets the same tokens alone, beside others, and when it is
-started again at token *i*.
+`BatchGenerator` samples a batch of mixed parameters row by row. Here rows that are sampled
+alike are one group, their parameters are arrays, and randomness is counter-based: the
+number that picks token *i* comes from (seed, i) alone. So a request gets the same tokens
+alone, beside others, and when it is started again at token *i*.
 
 The filters are those of `mlx_lm.sample_utils`, on the model's own distribution, with
 temperature after them. Nothing here raises: parameters are checked before they come.
@@ -14,17 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
-from mlx_lm.sample_utils import LogitsProcessor, make_logits_processors
+import numpy as np
 
 from ..params import SamplingParams
 from .constraint import Constraint, next_tokens
 from .decoder import Job
+from .penalties import Penalties, changes_logits
 
+# The likeliest token; of the whole vocabulary, in its order; of the likeliest k, best first;
+# of all that are ranked, best first.
+Way = Literal["greedy", "whole", "top_k", "top_p"]
+
+# SplitMix64.
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(eq=False)
@@ -51,17 +58,14 @@ class Row:
         return cls(job.params, job.seed, job.emitted, job.constraint)
 
     @property
-    def greedy(self) -> bool:
-        return self.params.temperature == 0
-
-    @property
-    def filtered(self) -> bool:
+    def way(self) -> Way:
+        """How its tokens are picked; it does not depend on who its neighbours are."""
         p = self.params
-        return not self.greedy and (p.top_p < 1 or p.top_k > 0 or p.min_p > 0)
-
-    def uniform(self) -> float:
-        """The number in (0, 1) that picks the token at `index`."""
-        return uniform(self.seed, self.index)
+        if p.temperature == 0:
+            return "greedy"
+        if p.top_k > 0:
+            return "top_k"
+        return "top_p" if p.top_p < 1 else "whole"
 
 
 @dataclass(eq=False)
@@ -98,33 +102,41 @@ class Picked:
 
 @dataclass(eq=False)
 class Rows:
-    """The rows of one batch and their parameters as arrays, made once per line-up."""
+    """The rows of one batch and their parameters as arrays, made once per line-up.
+
+    Attributes:
+        constrained: a row has a grammar.
+        top: alternatives to report, of the row that wants most of them.
+    """
 
     rows: Sequence[Row]
-    temperature: mx.array = field(init=False)
-    top_p: mx.array = field(init=False)
-    top_k: mx.array = field(init=False)
-    min_p: mx.array = field(init=False)
 
     def __post_init__(self) -> None:
-        def column(values: list[float]) -> mx.array:
-            return mx.array(values, dtype=mx.float32)[:, None]
-
         params = [row.params for row in self.rows]
         self.constrained = any(row.constraint is not None for row in self.rows)
-        self.greedy = all(row.greedy for row in self.rows)
-        self.any_greedy = any(row.greedy for row in self.rows)
-        self.any_filtered = any(row.filtered for row in self.rows)
-        self.any_plain = any(not (row.greedy or row.filtered) for row in self.rows)
         self.top = max((p.top_logprobs for p in params), default=0)
-        if self.greedy:
-            return
-        self.is_greedy = mx.array([row.greedy for row in self.rows])
-        self.is_filtered = mx.array([row.filtered for row in self.rows])
-        self.temperature = column([p.temperature or 1.0 for p in params])
-        self.top_p = column([p.top_p for p in params])
-        self.top_k = column([p.top_k or float("inf") for p in params])
-        self.min_p = column([p.min_p for p in params])
+        self._penalties = Penalties(params) if any(map(changes_logits, params)) else None
+        ways: dict[Way, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            ways.setdefault(row.way, []).append(i)
+        self._groups = [_Group(way, [self.rows[i] for i in places]) for way, places in ways.items()]
+        self._places = [mx.array(places) for places in ways.values()]
+        places = [place for group in ways.values() for place in group]
+        self._order = mx.array(sorted(range(len(places)), key=places.__getitem__))
+
+    def penalise(
+        self, logits: mx.array, histories: Sequence[Sequence[int]], latest: mx.array
+    ) -> mx.array:
+        """Apply the biases and penalties of the rows that have some.
+
+        Args:
+            logits: (rows, vocabulary).
+            histories: the tokens of each row, prompt included, up to the latest.
+            latest: (rows,) the token that the logits follow on.
+        """
+        if self._penalties is None:
+            return logits
+        return self._penalties.apply(logits.astype(mx.float32), histories, latest)
 
     def constrain(self, logits: mx.array, latest: Sequence[int]) -> mx.array:
         """Leave each row only the tokens that its grammar allows.
@@ -149,68 +161,103 @@ class Rows:
             logits: (rows, vocabulary), of any float type.
         """
         logits = logits.astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        tokens = self._tokens(logprobs)
+        total = mx.logsumexp(logits, axis=-1, keepdims=True)
+        tokens = self._tokens(logits, total)
         for row in self.rows:
             row.index += 1
-        chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1).squeeze(-1)
-        return Picked(tokens, chosen, _top(logprobs, self.top) if self.top else None)
+        chosen = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total).squeeze(-1)
+        return Picked(tokens, chosen, _top(logits, total, self.top) if self.top else None)
 
-    def _tokens(self, logprobs: mx.array) -> mx.array:
-        best = mx.argmax(logprobs, axis=-1)
-        if self.greedy:
-            return best
-        uniform = mx.array([row.uniform() for row in self.rows])[:, None]
-        # A row takes the same path whoever its neighbours are: the two number the
-        # tokens in different orders, so they pick differently for one random number.
-        if not self.any_filtered:
-            tokens = self._plain(logprobs, uniform)
-        elif not self.any_plain:
-            tokens = self._filtered(logprobs, uniform)
-        else:
-            filtered = self._filtered(logprobs, uniform)
-            tokens = mx.where(self.is_filtered, filtered, self._plain(logprobs, uniform))
-        return mx.where(self.is_greedy, best, tokens) if self.any_greedy else tokens
+    def _tokens(self, logits: mx.array, total: mx.array) -> mx.array:
+        if len(self._groups) == 1:
+            return self._groups[0].pick(logits, total)
+        parts = [
+            group.pick(logits[places], total[places])
+            for group, places in zip(self._groups, self._places, strict=True)
+        ]
+        return mx.concatenate(parts)[self._order]
 
-    def _plain(self, logprobs: mx.array, uniform: mx.array) -> mx.array:
-        scaled = logprobs / self.temperature
-        weights = mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True))
-        return _invert(weights, uniform)
 
-    def _filtered(self, logprobs: mx.array, uniform: mx.array) -> mx.array:
-        order = mx.argsort(-logprobs, axis=-1)
-        ranked = mx.take_along_axis(logprobs, order, axis=-1)
-        probs = mx.exp(ranked)
-        above = mx.cumsum(probs, axis=-1, inclusive=False)
-        keep = above < self.top_p
-        keep &= mx.arange(ranked.shape[-1])[None] < self.top_k
-        keep &= probs >= self.min_p * probs[:, :1]
-        weights = mx.exp((ranked - ranked[:, :1]) / self.temperature)
+@dataclass(eq=False)
+class _Group:
+    """Rows of one way of picking."""
+
+    way: Way
+    rows: Sequence[Row]
+    temperature: mx.array = field(init=False)
+    top_p: mx.array = field(init=False)
+    top_k: mx.array = field(init=False)
+    least: mx.array = field(init=False)  # log of min_p: how far below the best one may be
+    _randomness: mx.array = field(init=False)
+
+    def __post_init__(self) -> None:
+        def column(values: list[float]) -> mx.array:
+            return mx.array(values, dtype=mx.float32)[:, None]
+
+        params = [row.params for row in self.rows]
+        self.temperature = column([p.temperature or 1.0 for p in params])
+        self.top_p = column([p.top_p for p in params])
+        self.top_k = column([p.top_k for p in params])
+        self.most = max(p.top_k for p in params)
+        self._randomness = randomness(self.rows)
+        self.least = column([math.log(p.min_p) if p.min_p else -math.inf for p in params])
+
+    def pick(self, logits: mx.array, total: mx.array) -> mx.array:
+        """Token ids, (rows,).
+
+        Args:
+            logits: (rows, vocabulary).
+            total: (rows, 1) the logarithm of the sum of their exponentials.
+        """
+        if self.way == "greedy":
+            return mx.argmax(logits, axis=-1)
+        uniform = uniforms(self._randomness)[:, None]
+        self._randomness = self._randomness + _uint64(_GOLDEN)
+        if self.way == "whole":
+            return _invert(self._weights(logits - mx.max(logits, axis=-1, keepdims=True)), uniform)
+        ids, ranked = self._ranked(logits)
+        weights = self._weights(ranked - ranked[:, :1])
+        keep = mx.cumsum(mx.exp(ranked - total), axis=-1, inclusive=False) < self.top_p
+        if self.way == "top_k":
+            keep &= mx.arange(ranked.shape[-1])[None] < self.top_k
         rank = _invert(mx.where(keep, weights, 0), uniform)
-        return mx.take_along_axis(order, rank[:, None], axis=-1).squeeze(-1)
+        return mx.take_along_axis(ids, rank[:, None], axis=-1).squeeze(-1)
+
+    def _weights(self, below: mx.array) -> mx.array:
+        """What is drawn from, not normalised, by how far each logit is below the best."""
+        return mx.where(below >= self.least, mx.exp(below / self.temperature), 0)
+
+    def _ranked(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Token ids, best first, of those that may be picked, and their logits."""
+        if self.way == "top_k" and self.most < logits.shape[-1]:
+            best = mx.argpartition(-logits, kth=self.most - 1, axis=-1)[:, : self.most]
+            best = mx.sort(best, axis=-1)  # equals rank by their ids, as in a full sort
+            of_best = mx.take_along_axis(logits, best, axis=-1)
+            order = mx.argsort(-of_best, axis=-1)
+            ids = mx.take_along_axis(best, order, axis=-1)
+            return ids, mx.take_along_axis(of_best, order, axis=-1)
+        ids = mx.argsort(-logits, axis=-1)
+        return ids, mx.take_along_axis(logits, ids, axis=-1)
 
 
-def uniform(seed: int, index: int) -> float:
-    """A number strictly between 0 and 1 from (seed, index), by SplitMix64.
+def randomness(rows: Sequence[Row]) -> mx.array:
+    """(rows,) of uint64: what the next random number of each comes from.
 
-    24 random bits and a half, so that float32 holds it exactly.
+    From (seed, index) alone. It stays on the device, where `_GOLDEN` is added for each
+    token: an array that is filled here costs a GPU more than choosing the tokens.
     """
-    z = (_mix(seed & _MASK) + (index + 1) * _GOLDEN) & _MASK
-    return ((_mix(z) >> 40) + 0.5) / 2**24
+    states = [(_mix(row.seed & _MASK) + (row.index + 1) * _GOLDEN) & _MASK for row in rows]
+    return _uint64(states)
 
 
-def processors(params: SamplingParams) -> list[LogitsProcessor]:
-    """mlx-lm's penalties and bias for these parameters; empty when none is on."""
-    penalty = params.repetition_penalty
-    return make_logits_processors(
-        dict(params.logit_bias) or None,
-        None if penalty == 1 else penalty,
-        params.penalty_window,
-        params.presence_penalty or None,
-        params.penalty_window,
-        params.frequency_penalty or None,
-        params.penalty_window,
-    )
+def uniforms(states: mx.array) -> mx.array:
+    """Numbers strictly between 0 and 1, (rows,) of float32, by SplitMix64.
+
+    23 random bits and a half, which float32 holds exactly.
+    """
+    z = (states ^ (states >> 30)) * _uint64(_FIRST)
+    z = (z ^ (z >> 27)) * _uint64(_SECOND)
+    return (((z ^ (z >> 31)) >> 41).astype(mx.float32) + 0.5) / 2**23
 
 
 def _lists(array: mx.array) -> Any:
@@ -227,10 +274,11 @@ def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
     return mx.argmax(running >= uniform * running[:, -1:], axis=-1)
 
 
-def _top(logprobs: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    k = min(k, logprobs.shape[-1])
-    ids = mx.argpartition(-logprobs, kth=k - 1, axis=-1)[:, :k]
-    return ids, mx.take_along_axis(logprobs, ids, axis=-1)
+def _top(logits: mx.array, total: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Ids and log probabilities of the k likeliest, in no order."""
+    k = min(k, logits.shape[-1])
+    ids = mx.argpartition(-logits, kth=k - 1, axis=-1)[:, :k]
+    return ids, mx.take_along_axis(logits, ids, axis=-1) - total
 
 
 def _masked(logits: mx.array, bits: mx.array) -> mx.array:
@@ -248,7 +296,12 @@ def _masked(logits: mx.array, bits: mx.array) -> mx.array:
     return mx.where(allowed[:, : logits.shape[-1]], logits, -math.inf)
 
 
+def _uint64(values: int | list[int]) -> mx.array:
+    """MLX itself takes Python's integers up to 2**63 only."""
+    return mx.array(np.array(values, dtype=np.uint64))
+
+
 def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
     return z ^ (z >> 31)

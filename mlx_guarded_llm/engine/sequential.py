@@ -17,34 +17,43 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
-from .sampling import Picked, Row, Rows, processors
+from .sampling import Picked, Row, Rows
 
 
 @dataclass(eq=False)
 class _Stream:
-    """One request: its generator, and what was sampled and not yet handed out."""
+    """One request: its generator, and what was sampled and not yet handed out.
+
+    Attributes:
+        history: the prompt, and the tokens handed out.
+        latest: the token sampled last.
+    """
 
     job: Job
     rows: Rows
     cache: list[Any]
     picked: deque[Picked] = field(default_factory=deque)
-    tokens: list[int] = field(default_factory=list)
+    history: list[int] = field(init=False)
     steps: Iterator[tuple[Any, Any]] | None = None
     latest: mx.array | None = None
 
+    def __post_init__(self) -> None:
+        self.history = list(self.job.prompt)
+
     def sample(self, logprobs: mx.array) -> mx.array:
         """The sampler of `generate_step`, which runs one token ahead of its output."""
+        history = self.history
+        if self.latest is None:
+            history, latest = history[:-1], history[-1:]
+            self.latest = mx.array(latest)
+        logprobs = self.rows.penalise(logprobs, [history], self.latest)
         if self.rows.constrained:
             mx.async_eval(logprobs)  # type: ignore[no-untyped-call]
-            logprobs = self.rows.constrain(logprobs, self._latest())
+            logprobs = self.rows.constrain(logprobs, cast("list[int]", self.latest.tolist()))
         picked = self.rows.pick(logprobs)
         self.latest = picked.tokens
         self.picked.append(picked)
         return picked.tokens
-
-    def _latest(self) -> list[int]:
-        tokens: Any = [self.job.prompt[-1]] if self.latest is None else self.latest.tolist()
-        return cast("list[int]", tokens)
 
     def close(self) -> None:
         if isinstance(self.steps, Generator):
@@ -87,9 +96,7 @@ class SequentialDecoder:
     def insert(self, job: Job) -> int:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
         cache, rest = None, job.prompt
-        chain = processors(job.params)
-        # generate_step shows its processors only the tokens it prefills itself.
-        if self._kv_bits is None and not chain:
+        if self._kv_bits is None:
             cache, rest = self._prefix.fetch(job.prompt)
         cache = cache if cache is not None else make_prompt_cache(self._model)
         rows = Rows([Row.of(job)])
@@ -100,7 +107,6 @@ class SequentialDecoder:
             mx.default_stream(mx.default_device()),
             max_tokens=job.max_tokens,
             sampler=stream.sample,
-            logits_processors=chain,
             prompt_cache=cache,
             prefill_step_size=self._prefill_step_size,
             kv_bits=self._kv_bits,
@@ -117,20 +123,20 @@ class SequentialDecoder:
             self._streams.remove(stream)
             stream.close()
 
-    def step(self) -> list[Update]:
+    def step(self, *, beside: bool = False) -> list[Update]:
         """One token of the request whose turn it is; its whole prompt, the first time."""
         stream = self._streams.popleft()
         assert stream.steps is not None
         job = stream.job
-        first = not stream.tokens
+        first = len(stream.history) == len(job.prompt)
         token, _ = next(stream.steps)
         picked = stream.picked.popleft()
         logprob, top = picked.read(0, job.params.top_logprobs)
-        stream.tokens.append(token)
+        stream.history.append(token)
         reason = None
         if token in self._ends:
             reason = "stop"
-        elif len(stream.tokens) >= job.max_tokens:
+        elif len(stream.history) - len(job.prompt) >= job.max_tokens:
             reason = "length"
         if reason is None:
             self._streams.append(stream)
@@ -146,6 +152,5 @@ class SequentialDecoder:
     def _keep(self, stream: _Stream) -> None:
         """Keep the cache if it is known which tokens are in it."""
         held = getattr(stream.cache[0], "offset", None)
-        tokens = [*stream.job.prompt, *stream.tokens]
-        if self._kv_bits is None and isinstance(held, int) and held <= len(tokens):
-            self._prefix.insert(tokens[:held], stream.cache, "assistant")
+        if self._kv_bits is None and isinstance(held, int) and held <= len(stream.history):
+            self._prefix.insert(stream.history[:held], stream.cache, "assistant")

@@ -43,7 +43,8 @@ class Book(View):
         self.active[request.id] = None
         self._room.reserve_start(request.id, request.model)
         request.started_at = self.now
-        self.make_room(request, ())
+        if self.jobs:  # else nothing is to make room for it
+            self.make_room(request, ())
         self.note(
             "request.started",
             model=request.model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from .state import RequestState
 
@@ -25,12 +25,15 @@ class Expiries:
 
     def next(self) -> float | None:
         """The earliest deadline."""
-        # An id may be used again after its end, so the request itself is compared.
-        while self._heap and self._requests.get(self._heap[0][2].id) is not self._heap[0][2]:
+        while self._heap:
+            time, _, request = self._heap[0]
+            # An id may be used again after its end, so the request itself is compared.
+            if self._requests.get(request.id) is request:
+                return time
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return None
 
-    def due(self, now: float) -> Iterator[RequestState]:
-        """Take out the requests whose deadline has passed, one after the other."""
-        while (time := self.next()) is not None and time <= now:
-            yield heapq.heappop(self._heap)[2]
+    def take(self, now: float) -> RequestState | None:
+        """Take out the first request whose deadline has passed."""
+        time = self.next()
+        return None if time is None or time > now else heapq.heappop(self._heap)[2]

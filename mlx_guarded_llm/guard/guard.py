@@ -87,6 +87,11 @@ class Guard:
         """Every model that is resident or wanted. Read only."""
         return list(self._book.models.values())
 
+    def has(self, model: str) -> bool:
+        """Whether this model is resident, or a load of it is pending or running."""
+        state = self._book.models.get(model)
+        return state is not None and (state.resident or state.load is not None)
+
     def idle(self) -> list[str]:
         """The models that `squeeze` would have leave now."""
         return [model.name for model in self._book.idle()]

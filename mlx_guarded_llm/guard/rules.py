@@ -56,11 +56,11 @@ class Rules:
     def pump(self) -> list[Action]:
         """Begin what may begin now. Returns all that is to be done."""
         book = self._book
-        for request in self._expiries.due(book.now):
+        while (request := self._expiries.take(book.now)) is not None:
             book.withdraw(request, timed_out(request, book.now), cause="timeout")
         if not self.lost:
             self._begin()
-        self._note_deferred()
+            self._note_deferred()
         actions, book.actions = book.actions, []
         return actions
 
@@ -90,11 +90,11 @@ class Rules:
         for request in self._startable():
             if request.order > before:
                 return False
-            idle = book.evictable(request.model, request.order)
-            evict = self._room.plan_start(request.id, request.model, idle)
-            if evict == ():
+            if self._room.plan_start(request.id, request.model, ()) == ():
                 book.start(request)
                 return True
+            idle = book.evictable(request.model, request.order)
+            evict = self._room.plan_start(request.id, request.model, idle)
             if may_evict and evict is None and not book.active:
                 refusal = self._room.refusal(request.model, idle, request.id)
                 book.withdraw(request, refusal, cause="memory")
@@ -108,17 +108,20 @@ class Rules:
 
     def _startable(self) -> list[RequestState]:
         """The oldest waiting request of each resident model with a place, oldest first."""
-        firsts = [
-            self._book.first(model)
-            for model in self._book.residents.values()
-            if model.waiting and len(model.active) < self._limits.max_active
-        ]
-        return sorted(filter(self._not_held, firsts), key=lambda request: request.order)
+        book, firsts = self._book, []
+        for model in book.residents.values():
+            if model.waiting and len(model.active) < self._limits.max_active:
+                first = book.first(model)
+                if model.unload is None or self._passes(first, model.unload):
+                    firsts.append(first)
+        if len(firsts) > 1:
+            firsts.sort(key=lambda request: request.order)
+        return firsts
 
-    def _not_held(self, request: RequestState) -> bool:
-        """It may pass the unload that its model waits for, if there is one."""
-        unload = self._book.pending(self._book.models[request.model].unload)
-        return unload is None or request.order < unload.order or not self._holds(unload)
+    def _passes(self, request: RequestState, unload: str) -> bool:
+        """It may start before this unload of its model."""
+        job = self._book.pending(unload)
+        return job is None or request.order < job.order or not self._holds(job)
 
     def _begin_job(self) -> bool:
         """Rules 3, 5 and 6. Whether a job began or gave up."""
@@ -189,7 +192,7 @@ class Rules:
     def _retire(self) -> bool:
         """Rule 7. Whether an unload is wanted now."""
         book = self._book
-        if book.active or self.closed:
+        if book.active or self.closed or self._limits.keep_alive is None:
             return False
         idle = next((m for m in book.residents.values() if self._retires(m) <= book.now), None)
         if idle is not None:
@@ -205,11 +208,14 @@ class Rules:
     def ahead(self, model: ModelState) -> Pairs:
         """What a newcomer to a resident model would wait for, as far as is known now."""
         book = self._book
-        head, unload = book.head(), book.pending(model.unload)
-        for job in (book.running, head, unload):
-            if job is not None and (job is book.running or self._holds(job)):
+        if book.running is not None:
+            return ((book.running.id, book.running.model),)
+        for job in (book.head(), book.pending(model.unload)):
+            if job is not None and self._holds(job):
                 return ((job.id, job.model),)
-        return book.holders(model.active) if len(model.active) >= self._limits.max_active else ()
+        if len(model.active) < self._limits.max_active:
+            return ()
+        return tuple([(request_id, model.name) for request_id in model.active])
 
     def _defer(self, job: JobState, cause: str) -> None:
         """Record that the oldest job waits for the active generations."""
@@ -219,8 +225,6 @@ class Rules:
     def _note_deferred(self) -> None:
         """Record of new jobs that did not begin what they wait for."""
         book = self._book
-        if self.lost:
-            return  # it will be known when there is an engine again
         for job in book.fresh:
             ahead = book.running or book.head()
             if book.jobs.get(job.id) is not job or job.deferred_at is not None:

@@ -12,7 +12,7 @@ JobKind = Literal["load", "unload", "run"]
 Pairs = tuple[tuple[str, str], ...]  # (request or job id, model)
 
 
-@dataclass
+@dataclass(slots=True)
 class Timing:
     """Seconds one request spent in each place; see `results.Provenance`.
 
@@ -26,7 +26,7 @@ class Timing:
     recovering: float = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestState:
     """A request from its acceptance until its end.
 
@@ -52,7 +52,7 @@ class RequestState:
     timing: Timing = field(default_factory=Timing)
 
 
-@dataclass
+@dataclass(slots=True)
 class JobState:
     """One piece of exclusive work: a load, an unload or foreign work.
 
@@ -100,7 +100,7 @@ class JobState:
         return (self.model,) if self.kind == "unload" else self.evict
 
 
-@dataclass
+@dataclass(slots=True)
 class ModelState:
     """One model, resident or wanted.
 

@@ -52,7 +52,10 @@ class View:
     # ---- looking -----------------------------------------------------------------
 
     def model(self, name: str) -> ModelState:
-        return self.models.setdefault(name, ModelState(name))
+        model = self.models.get(name)
+        if model is None:
+            model = self.models[name] = ModelState(name)
+        return model
 
     def forget(self, model: ModelState) -> None:
         if model.forgotten:
@@ -60,7 +63,10 @@ class View:
 
     def head(self) -> JobState | None:
         """The oldest pending job that is not blocked by its own model's generations."""
-        return next((job for job in self.jobs.values() if not self.busy(job)), None)
+        for job in self.jobs.values():
+            if not self.busy(job):
+                return job
+        return None
 
     def busy(self, job: JobState) -> bool:
         """An unload, or the load after it, of a model that is generating."""
@@ -104,10 +110,11 @@ class View:
         idle = [
             model
             for model in self.residents.values()
-            if model.idle and not model.pinned and model.name != keep
+            if not (model.active or model.pinned or model.name == keep)
             if not (model.waiting and self.first(model).order < order)
         ]
-        return [model.name for model in sorted(idle, key=lambda model: model.last_used)]
+        idle.sort(key=lambda model: model.last_used)
+        return [model.name for model in idle]
 
     def first(self, model: ModelState) -> RequestState:
         """The oldest of a model's waiting requests."""
@@ -134,14 +141,5 @@ class View:
         details: Mapping[str, object] | None = None,
     ) -> None:
         self._emit(
-            Event(
-                kind=kind,
-                time=self.now,
-                model=model,
-                request_id=request_id,
-                job_id=job_id,
-                cause=cause,
-                waiting_for=waiting_for,
-                details=details or {},
-            )
+            Event(kind, self.now, model, request_id, job_id, cause, waiting_for, details or {})
         )

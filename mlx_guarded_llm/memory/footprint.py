@@ -44,9 +44,11 @@ class Footprint:
     def kv_bytes(self, tokens: int) -> int:
         """Caches of one sequence of that many tokens, without `state_bytes`."""
         kept = -(-max(tokens, 0) // CACHE_STEP) * CACHE_STEP
-        # A rotating cache grows by a step from wherever its prefill ended.
-        bounded = sum(min(kept + CACHE_STEP, window) * each for window, each in self.windows)
-        return kept * self.kv_bytes_per_token + bounded
+        total = kept * self.kv_bytes_per_token
+        for window, each in self.windows:
+            # A rotating cache grows by a step from wherever its prefill ended.
+            total += min(kept + CACHE_STEP, window) * each
+        return total
 
     def prefill_bytes(self, chunk_tokens: int, *, context_tokens: int | None = None) -> int:
         """The most a prefill chunk takes beyond weights and caches.

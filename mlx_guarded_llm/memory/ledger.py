@@ -11,7 +11,6 @@ Pure book-keeping in bytes; the guard asks it (`guard.Room`) and nothing waits h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import MemoryRefused
@@ -22,35 +21,49 @@ if TYPE_CHECKING:
 GIB = 1024**3
 
 
-@dataclass(eq=False)
 class _Account:
     """One model's side of the ledger.
+
+    Args:
+        footprint: how large it is.
+        chunk: tokens of one prefill chunk.
 
     Attributes:
         wanted: tokens of the requests that wait for it.
         running: tokens of the requests that hold a KV cache.
+        held: bytes of its weights and of these KV caches.
+        step: bytes that a step of it takes beyond that, at most.
     """
 
-    footprint: Footprint
-    wanted: dict[str, int] = field(default_factory=dict)
-    running: dict[str, int] = field(default_factory=dict)
+    def __init__(self, footprint: Footprint, chunk: int) -> None:
+        self.wanted: dict[str, int] = {}
+        self.running: dict[str, int] = {}
+        self._chunk = chunk
+        self.measure(footprint)
 
-    def kv_bytes(self, *more: int) -> int:
-        """KV caches of the running requests and of `more`, padded to the longest."""
-        tokens = [*self.running.values(), *more]
-        if not tokens:
-            return 0
-        return len(tokens) * (self.footprint.kv_bytes(max(tokens)) + self.footprint.state_bytes)
+    def measure(self, footprint: Footprint) -> None:
+        """It is as large as that."""
+        self.footprint = footprint
+        self._prefill = footprint.prefill_bytes(self._chunk)
+        self.count()
 
-    def step_bytes(self, chunk: int, *more: int) -> int:
-        """The most a step takes beyond that, when `chunk` tokens are computed at once."""
-        if self.footprint.whole_texts:
-            chunk = max((chunk, *self.running.values(), *more))
-        return self.footprint.prefill_bytes(chunk)
+    def count(self) -> None:
+        """Sum up again what the running requests take."""
+        self._longest = max(self.running.values()) if self.running else 0
+        self.held, self.step = self._bytes(len(self.running), self._longest)
 
-    def total_bytes(self, *more: int) -> int:
-        """Weights and KV caches, those of `more` included."""
-        return self.footprint.weight_bytes + self.kv_bytes(*more)
+    def beside(self, tokens: int) -> tuple[int, int]:
+        """`held` and `step` with one more request."""
+        return self._bytes(len(self.running) + 1, max(self._longest, tokens))
+
+    def _bytes(self, requests: int, longest: int) -> tuple[int, int]:
+        """`held` and `step` with so many KV caches, padded to the longest."""
+        footprint, held, step = self.footprint, self.footprint.weight_bytes, self._prefill
+        if requests:
+            held += requests * (footprint.kv_bytes(longest) + footprint.state_bytes)
+        if footprint.whole_texts and longest > self._chunk:
+            step = footprint.prefill_bytes(longest)
+        return held, step
 
 
 class Ledger:
@@ -78,9 +91,9 @@ class Ledger:
         """Say how large a model is, or correct it by what was measured."""
         account = self._accounts.get(model)
         if account is None:
-            self._accounts[model] = _Account(footprint)
+            self._accounts[model] = _Account(footprint, self._prefill_tokens)
         else:
-            account.footprint = footprint
+            account.measure(footprint)
 
     def know_request(self, request_id: str, model: str, tokens: int) -> None:
         """Say how many tokens (prompt and answer) a waiting request may need.
@@ -117,7 +130,8 @@ class Ledger:
         Args:
             tokens: prompt and answer of that request.
         """
-        return self._used({}, _Account(self._accounts[model].footprint), tokens)
+        alone = _Account(self._accounts[model].footprint, self._prefill_tokens)
+        return self._used({}, alone, tokens)
 
     @property
     def used_bytes(self) -> int:
@@ -127,7 +141,7 @@ class Ledger:
     def model_bytes(self, model: str) -> int:
         """Weights and KV caches promised to one model now."""
         account = self._loaded.get(model)
-        return 0 if account is None else account.total_bytes()
+        return 0 if account is None else account.held
 
     # ---- what the guard asks (guard.Room) ----------------------------------------
 
@@ -155,17 +169,20 @@ class Ledger:
         """See `guard.Room.reserve_start`."""
         account = self._running[request_id] = self._accounts[model]
         account.running[request_id] = account.wanted.pop(request_id, 0)
+        account.count()
 
     def release_start(self, request_id: str) -> None:
         """See `guard.Room.release_start`."""
         account = self._running.pop(request_id, None)
         if account is not None:
             del account.running[request_id]
+            account.count()
 
     def retract_start(self, request_id: str) -> None:
         """See `guard.Room.retract_start`."""
         account = self._running.pop(request_id)
         account.wanted[request_id] = account.running.pop(request_id)
+        account.count()
 
     def refusal(
         self, model: str, idle: Sequence[str], request_id: str | None = None
@@ -192,21 +209,22 @@ class Ledger:
 
     def _plan(self, model: str, idle: Sequence[str], tokens: int | None) -> tuple[str, ...] | None:
         """The least recently used of `idle`, as many as it takes, but none in vain."""
-        account = self._accounts[model]
-
-        def fits_without(evicted: Sequence[str]) -> bool:
-            return self._used(self._others(model, evicted), account, tokens) <= self.budget_bytes
-
-        counts = (n for n in range(len(idle) + 1) if fits_without(idle[:n]))
-        count = next(counts, None)
+        if self._fits(model, tokens, ()):
+            return ()
+        counts = range(1, len(idle) + 1)
+        count = next((n for n in counts if self._fits(model, tokens, idle[:n])), None)
         if count is None:
             return None
         evict = list(idle[:count])
         for name in idle[:count]:
             rest = [other for other in evict if other != name]
-            if fits_without(rest):
+            if self._fits(model, tokens, rest):
                 evict = rest
         return tuple(evict)
+
+    def _fits(self, model: str, tokens: int | None, evicted: Sequence[str]) -> bool:
+        others = self._others(model, evicted)
+        return self._used(others, self._accounts[model], tokens) <= self.budget_bytes
 
     def _used(
         self,
@@ -215,13 +233,16 @@ class Ledger:
         tokens: int | None = None,
     ) -> int:
         """All that these models take, with a candidate that is not among them."""
-        total = self.prefix_cache_bytes + sum(account.total_bytes() for account in loaded.values())
-        peaks = [account.step_bytes(self._prefill_tokens) for account in loaded.values()]
-        if candidate is not None:
-            more = () if tokens is None else (tokens,)
-            total += candidate.total_bytes(*more)
-            peaks.append(candidate.step_bytes(self._prefill_tokens, *more))
-        return total + max(peaks, default=0)
+        held, step = 0, 0
+        if candidate is not None and tokens is not None:
+            held, step = candidate.beside(tokens)
+        elif candidate is not None:
+            held, step = candidate.held, candidate.step
+        for account in loaded.values():
+            held += account.held
+            if account.step > step:
+                step = account.step
+        return self.prefix_cache_bytes + held + step
 
     def _refused(self, what: str, needed: int) -> MemoryRefused:
         return MemoryRefused(

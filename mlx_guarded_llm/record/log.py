@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from typing import get_args
 
 from . import words
-from .events import Event
+from .events import Event, Kind
 
 LOGGER = "mlx_guarded_llm"
 
 # A library leaves it to the application whether and where its log is seen.
 logging.getLogger(LOGGER).addHandler(logging.NullHandler())
 
-_LEVELS = {
+_LEVELS: dict[Kind, int] = {
     "request.queued": logging.DEBUG,
     "request.first_token": logging.DEBUG,
     "request.failed": logging.WARNING,
@@ -26,6 +27,9 @@ _LEVELS = {
     "engine.died": logging.WARNING,
     "engine.failed": logging.ERROR,
     "model.quarantined": logging.ERROR,
+}
+_LOGGERS: dict[Kind, logging.Logger] = {
+    kind: logging.getLogger(f"{LOGGER}.{kind.partition('.')[0]}") for kind in get_args(Kind)
 }
 
 
@@ -70,12 +74,14 @@ def log(event: Event) -> None:
     The log record carries the event's fields with the prefix `guard_`, which no
     attribute of a log record and no usual filter or formatter has.
     """
-    logger = logging.getLogger(f"{LOGGER}.{event.kind.partition('.')[0]}")
-    level = logging.INFO if cancelled(event) else _LEVELS.get(event.kind, logging.INFO)
+    logger = _LOGGERS[event.kind]
+    level = _LEVELS.get(event.kind, logging.INFO)
+    if level == logging.WARNING and cancelled(event):
+        level = logging.INFO
     if not logger.isEnabledFor(level):
         return
     try:
-        fields = {f"guard_{name}": value for name, value in vars(event).items()}
+        fields = {f"guard_{name}": value for name, value in event._asdict().items()}
         logger.log(level, "%s", line(event), extra=fields)
     except Exception:
         # A handler or filter of the application is broken. The event is in the record,

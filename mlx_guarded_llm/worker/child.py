@@ -15,6 +15,9 @@ from .orphan import die_with, orphaned
 
 _BEAT = 0.5  # seconds
 _ORPHAN = 5.0  # seconds for a stop that nobody waits for
+# Seconds, of Python's usual 5 ms: while the MLX thread builds a graph, the threads that read
+# and prepare new requests wait so long for their turn, several times for each of them.
+_SWITCH = 0.001
 
 
 class _Terminated(BaseException):
@@ -36,6 +39,7 @@ def main(socket_fd: int, page: int, parent: int) -> NoReturn:
         os.set_inheritable(descriptor, False)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    sys.setswitchinterval(_SWITCH)
     box = BlackBox(page)
     os.close(page)
     threading.Thread(target=_beat, args=(box,), name="mlx-guarded-beat", daemon=True).start()

@@ -48,11 +48,11 @@ def kinds(sim: Simulation, subject: str) -> list[str]:
 
 def event(sim: Simulation, kind: str, **fields: str) -> Event:
     """The last event of this kind."""
-    return next(
+    return [
         e
-        for e in reversed(sim.events)
+        for e in sim.events
         if e.kind == kind and all(getattr(e, name) == value for name, value in fields.items())
-    )
+    ][-1]
 
 
 def loads(sim: Simulation) -> list[str | None]:
@@ -564,6 +564,22 @@ def test_what_is_done_already_settles_at_once() -> None:
         unload: Settle(unload, None, ran=False),
     }
     assert [m.name for m in sim.guard.models()] == ["a"]
+
+
+def test_it_has_a_model_from_the_moment_its_load_is_wanted() -> None:
+    sim = resident("a")
+    assert sim.guard.has("a") and not sim.guard.has("b")
+    load = sim.ask_load("b")
+    assert sim.guard.has("b")  # loading
+    other = sim.ask_load("c")
+    assert sim.guard.has("c")  # deferred behind it
+    sim.cancel_job(other)
+    assert not sim.guard.has("c")
+    sim.finish()
+    assert sim.settled[load].error is None and sim.guard.has("b")
+    sim.ask_unload("b")
+    sim.finish()
+    assert not sim.guard.has("b")
 
 
 def test_a_load_asked_while_its_model_leaves_comes_after() -> None:

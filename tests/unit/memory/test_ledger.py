@@ -213,6 +213,8 @@ def test_a_measured_footprint_corrects_the_estimate() -> None:
     start(room, "r", "a", 4)
     room.know_model("a", Footprint(12))  # type: ignore[arg-type]
     assert room.used_bytes == 16
+    room.release_start("r")
+    assert room.used_bytes == room.model_bytes("a") == 12
 
 
 @given(
