@@ -22,8 +22,8 @@ REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
 SUITES := $(filter-out tests/standard tests/conftest.py %__pycache__,$(wildcard tests/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-standard lint format bench soak chaos docs \
-	notebooks build constraints clean
+.PHONY: help setup demo test test-notebooks test-standard lint format bench bench-peers soak \
+	chaos docs notebooks build constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,11 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the benchmarks
+bench: $(STAMP) ## every case against raw mlx-lm, then the scripts
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(STAMP) ## every case against raw mlx-lm and other servers, which it installs
+	$(BIN)/python -m benchmarks --peers $(ARGS)
 
 soak: $(STAMP) ## mixed load for MINUTES=30
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)

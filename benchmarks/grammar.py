@@ -22,8 +22,8 @@ from typing import Any
 
 from mlx_guarded_llm import Backend
 
-from .shapes import chosen, device_name, pace_arguments
-from .throughput import PROMPT
+from .pace import PROMPT, pace_arguments
+from .shapes import chosen, device_name
 
 SCHEMA = {
     "type": "array",

@@ -4,10 +4,8 @@
 
 Two backends take turns for several rounds, each with the same model resident: tokens per
 second of one stream and of 32 at once (the ratio counts), and the time to the first token
-of a short prompt (the difference counts, of the middle of ten requests).
-
-Before that, in processes of their own: what the parent of a worker takes above a bare
-Python, when it has served the model. `--rounds 0` measures no more than that.
+of a short prompt (the difference counts, of the middle of ten requests). What the parent
+takes of memory is in `benchmarks.overhead`.
 """
 
 from __future__ import annotations
@@ -15,48 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import psutil
-
 from mlx_guarded_llm import Backend, Catalog
 
-from .shapes import chosen, device_name, pace_arguments
-from .throughput import ours
+from .pace import pace_arguments, stream_rows
+from .shapes import chosen, device_name
 
 FIRST_TOKENS = 10  # requests of which the middle counts
 SIDES = ("thread", "process")
-SERVE = """
-import sys
-from mlx_guarded_llm import Backend
-with Backend() as backend:
-    for n in range(4):
-        backend.generate(sys.argv[1], f"Tell me about number {n}.", max_tokens=8)
-    print("served", flush=True)
-    sys.stdin.read()
-"""
-BARE = 'import sys; print("served", flush=True); sys.stdin.read()'
-
-
-def resident_bytes(code: str, *arguments: str) -> int:
-    """What a Python takes that ran some code, to the line that it prints; less its children."""
-    command = [sys.executable, "-c", code, *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as python:
-        assert python.stdout is not None and python.stdin is not None
-        if python.stdout.readline().strip() != b"served":
-            raise RuntimeError("the model could not be served")
-        size = int(psutil.Process(python.pid).memory_info().rss)
-        python.stdin.close()
-    return size
-
-
-def memory(folder: str) -> dict[str, int]:
-    """Bytes of a bare Python, and of a parent that has served the model of a folder."""
-    return {"bare": resident_bytes(BARE), "parent": resident_bytes(SERVE, folder)}
 
 
 def first_token(backend: Backend, model: str) -> float:
@@ -74,7 +41,7 @@ def first_token(backend: Backend, model: str) -> float:
 def pace(backend: Backend, model: str, tokens: int, rows: int) -> float:
     """Tokens per second of so many streams at once."""
     began = time.perf_counter()
-    return ours(backend, model, tokens, rows) / (time.perf_counter() - began)
+    return stream_rows(backend, model, tokens, rows) / (time.perf_counter() - began)
 
 
 def measure(
@@ -140,13 +107,8 @@ def compare(catalog: Catalog, model: str, args: argparse.Namespace) -> dict[str,
 
 def main() -> None:
     args = pace_arguments(__doc__, rows=32)
-    with chosen(args.shape, args.model) as (model, folder, catalog):
-        sizes = memory(folder)
-        above = sizes["parent"] - sizes["bare"]
-        print(f"memory of the parent: {above / 1e6:.0f} MB above a bare Python's", flush=True)
-        out: dict[str, Any] = {"memory": sizes | {"above": above}}
-        if args.rounds:
-            out |= compare(catalog, model, args)
+    with chosen(args.shape, args.model) as (model, _, catalog):
+        out = compare(catalog, model, args)
     if args.json:
         args.json.write_text(json.dumps(out, indent=1))
 

@@ -14,11 +14,46 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mlx_guarded_llm import Backend
 
+from .pace import PROMPT, stream_rows
 from .shapes import SHAPES, chosen
-from .throughput import PROMPT, _encode, _raw, _raw_model, ours, raw_batch, raw_single
+
+_raw: dict[str, Any] = {}  # the raw side's own model; lives on the MLX thread
+
+
+def raw_single(folder: str, tokens: int) -> Callable[[], int]:
+    """One `stream_generate`, on the MLX thread. Returns how many tokens came."""
+
+    def work() -> int:
+        from mlx_lm import stream_generate
+
+        model, tokenizer = _raw_model(folder)
+        prompt = _encode(tokenizer, 0)
+        return sum(1 for _ in stream_generate(model, tokenizer, prompt, max_tokens=tokens))
+
+    return work
+
+
+def raw_batch(folder: str, tokens: int, rows: int) -> Callable[[], int]:
+    """One `BatchGenerator` with `rows` prompts, on the MLX thread."""
+
+    def work() -> int:
+        from mlx_lm.generate import BatchGenerator
+
+        model, tokenizer = _raw_model(folder)
+        ends = [[token] for token in tokenizer.eos_token_ids]
+        batch = BatchGenerator(model, stop_tokens=ends, completion_batch_size=rows)
+        batch.insert([_encode(tokenizer, i) for i in range(rows)], max_tokens=[tokens] * rows)
+        count = 0
+        while responses := batch.next_generated():
+            count += len(responses)
+        batch.close()
+        return count
+
+    return work
 
 
 def our_batch(folder: str, tokens: int, rows: int) -> Callable[[], int]:
@@ -55,6 +90,20 @@ def whole(backend: Backend, model: str, tokens: int, rows: int) -> int:
         return sum(pool.map(call, range(rows)))
 
 
+def _raw_model(folder: str) -> Any:
+    if "model" not in _raw:
+        from mlx_lm import load
+
+        _raw["model"] = load(folder)
+    return _raw["model"]
+
+
+def _encode(tokenizer: Any, number: int) -> list[int]:
+    messages = [{"role": "user", "content": PROMPT.format(number)}]
+    encoded: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return encoded
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-bf16")
@@ -81,7 +130,7 @@ def table(backend: Backend, model: str, folder: str, rows: int, args: argparse.N
     layers["BatchGenerator"] = lambda: backend.run(raw_batch(folder, n, rows))
     layers["ContinuousBatch"] = lambda: backend.run(our_batch(folder, n, rows))
     layers["generate"] = lambda: whole(backend, model, n, rows)
-    layers["stream"] = lambda: ours(backend, model, n, rows)
+    layers["stream"] = lambda: stream_rows(backend, model, n, rows)
     rates: dict[str, list[float]] = {name: [] for name in layers}
     for round_ in range(args.rounds + 1):
         for name, layer in layers.items():

@@ -47,6 +47,7 @@ SHAPES = {
     "llama-8b": Shape(4096, 32, 32, 8, 14336, 128256),
     "phi3-mini": Shape(3072, 32, 32, 32, 8192, 32064),
     "qwen-0.5b": Shape(896, 24, 14, 2, 4864, 151936),
+    "mini": Shape(512, 8, 8, 4, 1536, 49152, None),  # 150 MB, quick on a CPU
     "tiny": Shape(256, 4, 4, 2, 512, 8192, None),
 }
 
@@ -154,18 +155,6 @@ def chosen(shape: str | None, model: str) -> Iterator[tuple[str, str, Catalog]]:
             subprocess.run([sys.executable, "-m", "benchmarks.shapes", shape, model], check=True)
         catalog = Catalog()
         yield model, str(catalog.ensure(catalog.resolve(model)).path), catalog
-
-
-def pace_arguments(description: str, *, rows: int = 16) -> argparse.Namespace:
-    """The command line of a benchmark that compares the pace of two sides in turn."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m-bf16")
-    parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rows", type=int, default=rows)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
 
 
 def device_name() -> str:

@@ -14,7 +14,6 @@ from typing import Any
 from mlx_guarded_llm.engine.protocol import (
     Cancel,
     Command,
-    Died,
     Ended,
     EngineOptions,
     JobEnded,
@@ -27,6 +26,7 @@ from mlx_guarded_llm.engine.protocol import (
     Stopped,
     Unload,
 )
+from mlx_guarded_llm.worker.death import Died
 from mlx_guarded_llm.worker.host import WorkerEngine
 
 KEPT = 2  # workers of different options that wait at once
@@ -44,7 +44,7 @@ class _Worker:
         self.lease: Lease | None = None
         self.engine = WorkerEngine(self._pass_on, options)
 
-    def _pass_on(self, report: Report) -> None:
+    def _pass_on(self, report: Report | Died) -> None:
         if isinstance(report, Ready):
             self.ready = report
         if isinstance(report, (Died, Stopped)):
@@ -56,7 +56,7 @@ class _Worker:
 class Lease:
     """A worker for one backend; see `backend.machine.Host`."""
 
-    def __init__(self, worker: _Worker, report: Callable[[Report], None]) -> None:
+    def __init__(self, worker: _Worker, report: Callable[[Report | Died], None]) -> None:
         self.worker = worker
         self._report = report
         self._mutex = threading.RLock()
@@ -91,7 +91,7 @@ class Lease:
                 self.worker.engine.send(Unload(job, model, paused=True))
             self._end_if_empty()
 
-    def take(self, report: Report) -> None:
+    def take(self, report: Report | Died) -> None:
         with self._mutex:
             if isinstance(report, Ended):
                 self._open.discard(report.request_id)
@@ -126,7 +126,7 @@ class Pool:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
 
-    def start(self, report: Callable[[Report], None]) -> Lease:
+    def start(self, report: Callable[[Report | Died], None]) -> Lease:
         with _lock:
             fit = [w for w in _idle if w.options == self._options and not w.gone]
             worker = fit[-1] if fit else None

@@ -319,9 +319,21 @@ class Backend(TextCalls):
         return used, budget
 
     def forgive(self, model: str, **options: Any) -> bool:
-        """Let a quarantined model be loaded again. Returns whether it was quarantined."""
+        """Let a quarantined model be loaded again.
+
+        Args:
+            model: as it was asked for, or the name by which the error and `models()` tell
+                it from another of the same name.
+            options: those it was asked for with.
+
+        Returns:
+            Whether it was quarantined.
+        """
+        to = self._dispatcher
+        if not options and model in self._query(to.quarantine.held):
+            return bool(self._query(lambda: to.forgive(model)))
         spec = self._resolve(model, **options)
-        return bool(self._query(lambda: self._dispatcher.forgive(spec)))
+        return bool(self._query(lambda: to.forgive(to.library.key(spec))))
 
     # ---- foreign work ------------------------------------------------------------
 

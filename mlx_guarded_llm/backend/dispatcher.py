@@ -16,7 +16,6 @@ from ..engine.protocol import (
     Broken,
     Cancel,
     Delta,
-    Died,
     Ended,
     FirstToken,
     JobEnded,
@@ -36,6 +35,7 @@ from ..models import Catalog, ModelFiles, ModelSpec
 from ..models.spec import OnProgress, Progress
 from ..record import Event, Record
 from ..record.events import Kind
+from ..worker.death import Died
 from .callers import Callers
 from .commands import exclusive
 from .crashes import Crashes
@@ -95,7 +95,7 @@ class Dispatcher(Loop):
         self._early: list[tuple[float, str]] = []  # deadlines of requests not yet guarded
         self.start()
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: Report | Died) -> None:
         # Text takes the short way: no decision depends on it.
         if isinstance(report, Delta):
             self.callers.pass_on(report)
@@ -316,7 +316,7 @@ class Dispatcher(Loop):
 
     # ---- what the engine says ----------------------------------------------------
 
-    def _take(self, report: Report) -> None:
+    def _take(self, report: Report | Died) -> None:
         if isinstance(report, Ended):
             self.ended(report)
         elif isinstance(report, FirstToken):
@@ -423,9 +423,8 @@ class Dispatcher(Loop):
         now = time.monotonic()
         return model_infos(states, self.library.files, self.ledger, now, self.quarantine)
 
-    def forgive(self, spec: ModelSpec) -> bool:
+    def forgive(self, key: str) -> bool:
         """Take a model out of quarantine. Returns whether it was in it."""
-        key = self.library.key(spec)
         forgiven = self.quarantine.forgive(key)
         if forgiven:
             self.note("model.forgiven", model=key)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..engine.protocol import EngineOptions, Report
+from ..worker.death import Died
 from .machine import Host, Hosts
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Threads:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
 
-    def start(self, report: Callable[[Report], None]) -> Host:
+    def start(self, report: Callable[[Report | Died], None]) -> Host:
         """See `Hosts.start`."""
         from ..engine.engine import Engine  # late: a parent of workers has no use for it
 
@@ -58,7 +59,7 @@ class Processes:
         self._wants_spare = spare
         self._spare: WorkerProcess | None = None
 
-    def start(self, report: Callable[[Report], None]) -> Host:
+    def start(self, report: Callable[[Report | Died], None]) -> Host:
         """See `Hosts.start`."""
         from ..worker.host import WorkerEngine
         from ..worker.process import WorkerProcess

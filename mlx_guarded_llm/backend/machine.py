@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..engine.protocol import Broken, Command, Ready, Report
 from ..errors import GuardedLLMError
+from ..worker.death import Died
 from .restarts import Restarts
 
 
@@ -23,7 +24,7 @@ class Host(Protocol):
 class Hosts(Protocol):
     """Where engines come from."""
 
-    def start(self, report: Callable[[Report], None]) -> Host:
+    def start(self, report: Callable[[Report | Died], None]) -> Host:
         """Start one. Its reports go to `report`, from whatever thread."""
 
     def details(self, host: Host) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Machine:
         progressed: this engine has passed on a token, or loaded a model.
     """
 
-    def __init__(self, hosts: Hosts, report: Callable[[Report], None]) -> None:
+    def __init__(self, hosts: Hosts, report: Callable[[Report | Died], None]) -> None:
         self.ready: Ready | None = None
         self.progressed = False
         self._hosts = hosts

@@ -19,6 +19,7 @@ from mlx_lm.generate import (
     PromptProcessingBatch,
     StopSequences,
 )
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
@@ -215,12 +216,13 @@ class ContinuousBatch:
     ) -> None:
         self._prefix = prefix
         self._prefill_step_size = prefill_step_size
+        self._kept_kinds = _kept_kinds(model) if prefix.keeps else frozenset()
         self._stops = _Ends(tokenizer.eos_token_ids)
         self._jobs: dict[int, Job] = {}
         self._batch = BatchGenerator(
             model,
             completion_batch_size=max_active,
-            prefill_batch_size=min(8, max_active),
+            prefill_batch_size=max_active,
             prefill_step_size=prefill_step_size,
             stream=mx.default_stream(mx.default_device()),
         )
@@ -237,9 +239,10 @@ class ContinuousBatch:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
         cache, rest = self._prefix.fetch(job.prompt)
         found = len(job.prompt) - len(rest)
-        boundaries = job.boundaries if self._prefix.keeps else ()  # each is a step of its own
+        kinds = self._kept_kinds
+        job.boundaries = {at: kind for at, kind in job.boundaries.items() if kind in kinds}
         (uid,) = self._batch.insert_segments(
-            segments=[_split(rest, (end - found for end in boundaries))],
+            segments=[_split(rest, (end - found for end in job.boundaries))],
             max_tokens=[job.max_tokens],
             caches=[cache] if cache is not None else None,
             all_tokens=[job.prompt[:found]],
@@ -296,6 +299,16 @@ class ContinuousBatch:
                 reached[r.uid] = kind
         for uid, (cache, tokens) in self._batch.extract_cache(list(reached)).items():
             self._prefix.insert(list(tokens), cache, reached[uid])
+
+
+def _kept_kinds(model: Any) -> frozenset[str]:
+    """The boundaries at which caches of this model are kept. Each costs a step of its own.
+
+    Where caches can be cut, the next turn of a chat takes what is kept when the answer
+    ends; only what others may share meanwhile is worth keeping before.
+    """
+    cuttable = can_trim_prompt_cache(make_prompt_cache(model))
+    return frozenset({"system"} if cuttable else {"system", "user"})
 
 
 def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:

@@ -52,6 +52,11 @@ from .thread import MLXThread, mlx_thread
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
 
+# Requests that come together are to be prefilled together: an engine that was idle gives
+# those that are being prepared so many seconds, looking in between.
+_GATHER = 0.02
+_LOOK = 0.0005
+
 
 class Engine:
     """Runs models on the MLX thread of this process.
@@ -75,6 +80,7 @@ class Engine:
         self._residents: dict[str, Any] = {}  # Resident, in the order they are stepped
         self._generations: dict[str, Generation | Embedding] = {}
         self._closed = False
+        self._gather_until = 0.0  # seconds of `time.monotonic()`
         self._preparer = Preparer(self._thread, emit)
         self._thread.post(self._boot)
 
@@ -94,6 +100,9 @@ class Engine:
 
     def step(self) -> bool:
         """One step of each model that has generations. See `thread.Worker`."""
+        if self._gathers():
+            time.sleep(_LOOK)
+            return True
         try:
             for resident in tuple(self._residents.values()):
                 if len(resident.decoder):
@@ -186,7 +195,16 @@ class Engine:
             self._emit(Ended(request_id=request_id, error=_failure(error)))
             return
         rail.current().generation_began(resident.name, request_id)
+        if not self._generations:
+            self._gather_until = time.monotonic() + _GATHER
         self._generations[request_id] = generation
+
+    def _gathers(self) -> bool:
+        """Whether the first step waits for requests that are about to join it."""
+        waits = time.monotonic() < self._gather_until and self._preparer.busy
+        if not waits:
+            self._gather_until = 0.0
+        return waits
 
     def _cancel(self, request_id: str) -> None:
         if self._preparer.take(request_id) is not None:

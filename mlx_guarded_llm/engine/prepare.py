@@ -55,6 +55,7 @@ class Preparer:
         self._encoding: dict[str, EmbedJob] = {}  # begun, and waiting for its next turn
         self._tokenizers: dict[str, Any] = {}
         self._grammars = Grammars()
+        self._working = False
         self._opened = threading.Event()
         self._dead: GuardedLLMError | None = None
         self._thread = threading.Thread(target=self._run, name="mlx-guarded-prepare", daemon=True)
@@ -89,6 +90,11 @@ class Preparer:
             encoding.cancelled = True
         return self._prepared.pop(request_id, None)
 
+    @property
+    def busy(self) -> bool:
+        """Requests are being prepared, or are and have not been taken."""
+        return self._working or not self._commands.empty() or bool(self._prepared)
+
     def tokenizer(self, model: str) -> Any:
         """The tokenizer of a model if some request needed it already."""
         return self._tokenizers.get(model)
@@ -100,6 +106,7 @@ class Preparer:
     def _run(self) -> None:
         self._opened.wait()
         while (command := self._commands.get()) is not None:
+            self._working = True
             try:
                 report = self._carry_out(command)
             except GuardedLLMError as error:
@@ -114,6 +121,7 @@ class Preparer:
                 report = Ended(request_id=command.request_id, error=unknown)
             if report is not None:
                 self._emit(report)
+            self._working = False
 
     def _carry_out(self, command: Preparing) -> Report | None:
         """The answer to a command; None when it goes on behind what waits by now."""

@@ -18,7 +18,6 @@ from ..params import SamplingParams
 from ..request import PromptRequest
 from ..results import Chunk, FinishReason, Usage
 from ..texts import TextsRequest
-from ..worker.death import Death
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,27 +280,10 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Died:
-    """The process of the engine is gone; every request and job it had is lost."""
-
-    death: Death
-
-
-@dataclass(frozen=True)
 class Stopped:
     """The engine was closed; its models are out of memory."""
 
 
 Report = (
-    Ready
-    | Prepared
-    | Delta
-    | FirstToken
-    | Ended
-    | JobEnded
-    | Moved
-    | Measured
-    | Broken
-    | Died
-    | Stopped
+    Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped
 )

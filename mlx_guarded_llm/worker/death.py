@@ -58,6 +58,16 @@ class Death:
         return f"{how} while {_DOING[self.work].split()[0]}" if self.work else how
 
 
+@dataclass(frozen=True)
+class Died:
+    """The process of the engine is gone; every request and job it had is lost.
+
+    Reported in the place of a `protocol.Report`, which an engine itself sends.
+    """
+
+    death: Death
+
+
 _DOING: dict[Work, str] = {
     "": "idle",
     "load": "loading",

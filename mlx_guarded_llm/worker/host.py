@@ -12,7 +12,6 @@ from typing import Any
 from ..engine.protocol import (
     Broken,
     Command,
-    Died,
     Ended,
     EngineOptions,
     JobEnded,
@@ -26,7 +25,7 @@ from ..engine.protocol import (
 from ..errors import EngineDied, GuardedLLMError, InvalidRequest
 from ..version import __version__
 from .channel import Channel
-from .death import Death, read_death
+from .death import Death, Died, read_death
 from .oom import oom_kills
 from .parcel import unpack_outcome
 from .process import KILL_GRACE, WorkerProcess
@@ -62,7 +61,7 @@ class WorkerEngine:
 
     def __init__(
         self,
-        emit: Callable[[Report], None],
+        emit: Callable[[Report | Died], None],
         options: EngineOptions,
         *,
         stall_timeout: float = 60.0,
@@ -269,7 +268,7 @@ class WorkerEngine:
         elif not isinstance(message, Welcome):
             self._emit(Ended(request_id=message.request_id, error=told))
 
-    def _emit(self, report: Report) -> None:
+    def _emit(self, report: Report | Died) -> None:
         try:
             self._emit_to(report)
         except Exception:

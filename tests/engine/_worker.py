@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from mlx_guarded_llm.engine.protocol import (
-    Died,
     EngineOptions,
     JobEnded,
     Load,
@@ -23,7 +22,7 @@ from mlx_guarded_llm.engine.protocol import (
 )
 from mlx_guarded_llm.models import Catalog
 from mlx_guarded_llm.models.spec import ModelFiles
-from mlx_guarded_llm.worker.death import Death
+from mlx_guarded_llm.worker.death import Death, Died
 from mlx_guarded_llm.worker.host import WorkerEngine
 from mlx_guarded_llm.worker.parcel import pack, unpack
 from mlx_guarded_llm.worker.process import WorkerProcess
@@ -31,7 +30,7 @@ from mlx_guarded_llm.worker.process import WorkerProcess
 PATIENCE = 60.0  # seconds; only a hang takes so long
 OPTIONS = EngineOptions(memory_budget=1024**3)
 
-R = TypeVar("R", bound=Report)
+R = TypeVar("R", bound=Report | Died)
 
 
 @contextmanager
@@ -47,8 +46,8 @@ class Host:
     """A `WorkerEngine` and everything it reported."""
 
     def __init__(self, process: WorkerProcess | None = None, stall_timeout: float = 60.0) -> None:
-        self.reports: list[Report] = []
-        self._new: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self.reports: list[Report | Died] = []
+        self._new: queue.SimpleQueue[Report | Died] = queue.SimpleQueue()
         self.engine = WorkerEngine(
             self._new.put, OPTIONS, stall_timeout=stall_timeout, process=process
         )
@@ -63,7 +62,7 @@ class Host:
                 return report
             assert not isinstance(report, (Died, Stopped)), report
 
-    def more(self) -> list[Report]:
+    def more(self) -> list[Report | Died]:
         """What was reported since, and is no more to come."""
         rest = []
         while not self._new.empty():

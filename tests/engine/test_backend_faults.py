@@ -290,29 +290,44 @@ class TestTheEngineDies:
                 list(streams.pop(0))
             self.check(backend, tiny, streams)
 
+    @pytest.mark.parametrize("error", [TypeError("a bug of ours"), SystemExit("not at all")])
     def test_an_error_in_its_own_steps(
-        self, make_backend: MakeBackend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+        self,
+        make_backend: MakeBackend,
+        tiny: MakeModel,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
     ) -> None:
-        fault = Fault(monkeypatch, Generation, "take", TypeError("a bug of ours"))
+        fault = Fault(monkeypatch, Generation, "take", error)
         backend = make_backend(max_active=1)
         streams = self.streams(backend, tiny)
         with fault:
             self.check(backend, tiny, streams)
 
+    @pytest.mark.parametrize("error", [RuntimeError("no device"), SystemExit("not at all")])
     def test_an_error_in_a_command(
-        self, make_backend: MakeBackend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+        self,
+        make_backend: MakeBackend,
+        tiny: MakeModel,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
     ) -> None:
-        fault = Fault(monkeypatch, Residency, "synchronize", RuntimeError("no device"))
+        fault = Fault(monkeypatch, Residency, "synchronize", error)
         backend = make_backend(max_active=1, load_wait=0.2)
         with fault:
             with pytest.raises(EngineDied):
                 backend.load(tiny())
             self.check(backend, tiny, [])
 
+    @pytest.mark.parametrize("error", [ImportError("no libmlx"), SystemExit("no libmlx")])
     def test_mlx_that_cannot_be_used(
-        self, make_backend: MakeBackend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+        self,
+        make_backend: MakeBackend,
+        tiny: MakeModel,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
     ) -> None:
-        fault = Fault(monkeypatch, Residency, "__init__", ImportError("no libmlx"))
+        fault = Fault(monkeypatch, Residency, "__init__", error)
         backend = make_backend()
         with fault:
             streams = [backend.stream(tiny(), "Hello") for _ in range(3)]
@@ -379,10 +394,15 @@ class TestTheDispatcherFails:
 
 
 class TestPreparing:
+    @pytest.mark.parametrize("error", [ZeroDivisionError("a template"), SystemExit("a template")])
     def test_one_that_raises(
-        self, backend: Backend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+        self,
+        backend: Backend,
+        tiny: MakeModel,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
     ) -> None:
-        fault = Fault(monkeypatch, Preparer, "_prepare", ZeroDivisionError("a template"))
+        fault = Fault(monkeypatch, Preparer, "_prepare", error)
         with fault, pytest.raises(GuardedLLMError, match="a template"):
             backend.generate(tiny(), "Hello", max_tokens=4)
         assert backend.generate(tiny(), "Hello", max_tokens=4).text

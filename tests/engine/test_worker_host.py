@@ -19,7 +19,6 @@ import pytest
 from mlx_guarded_llm.engine.protocol import (
     Broken,
     Delta,
-    Died,
     Ended,
     JobEnded,
     Measured,
@@ -34,6 +33,7 @@ from mlx_guarded_llm.params import SamplingParams
 from mlx_guarded_llm.request import PromptRequest
 from mlx_guarded_llm.worker import host as host_module
 from mlx_guarded_llm.worker import process as process_module
+from mlx_guarded_llm.worker.death import Died
 from mlx_guarded_llm.worker.process import WorkerProcess
 from tests.conftest import MakeModel
 from tests.engine._worker import PATIENCE, Host, compiled_once, files_of, is_gone, until
