@@ -235,6 +235,14 @@ class ContinuousBatch:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def begins(self) -> bool:
+        """See `Decoder.begins`. mlx-lm takes three steps from a prompt to its token."""
+        prompts = self._batch._currently_processing
+        return 0 in self._batch._generation_batch._num_tokens or any(
+            len(segments) == 1 and len(segments[0]) == 1 for segments, *_ in prompts
+        )
+
     def insert(self, job: Job) -> int:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
         cache, rest = self._prefix.fetch(job.prompt)

@@ -70,6 +70,10 @@ class Decoder(Protocol):
     def __len__(self) -> int:
         """Requests in it."""
 
+    @property
+    def begins(self) -> bool:
+        """A prompt is computed, and the first token of its answer is not out yet."""
+
     def insert(self, job: Job) -> int:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
 

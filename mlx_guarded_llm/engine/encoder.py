@@ -79,6 +79,11 @@ class EncoderBatch:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def begins(self) -> bool:
+        """Never: it has no first token."""
+        return False
+
     def insert(self, job: EmbedJob) -> int:
         """Let a request join. It has no prefix cache: returns 0."""
         self._waiting.add(job)

@@ -56,6 +56,7 @@ logger = logging.getLogger("mlx_guarded_llm.engine")
 # those that are being prepared so many seconds, looking in between.
 _GATHER = 0.02
 _LOOK = 0.0005
+_HURRY = 2  # further steps of a model, when they bring out the first token of an answer
 
 
 class Engine:
@@ -105,9 +106,13 @@ class Engine:
             return True
         try:
             for resident in tuple(self._residents.values()):
-                if len(resident.decoder):
+                if len(resident.decoder) and not self._closed:
                     self._step(resident)
-        except Exception as error:
+                    # Steps of one token, where another model's may be long.
+                    for _ in range(_HURRY):
+                        if resident.begins and not self._closed:
+                            self._step(resident)
+        except BaseException as error:  # a SystemExit too would end the thread in silence
             self._die(error)
         return bool(self._generations)
 
@@ -134,7 +139,7 @@ class Engine:
 
             device = residents.device()
             self._residency = residents.Residency(self._options, device)
-        except Exception as error:
+        except BaseException as error:  # some module may exit when it is imported
             self._closed = True
             self._preparer.fail(
                 EngineDied(
@@ -152,7 +157,7 @@ class Engine:
         self._thread.check()
         try:
             self._carry_out(command)
-        except Exception as error:
+        except BaseException as error:  # as in `step`
             self._die(error)
 
     def _carry_out(self, command: Command) -> None:
@@ -262,7 +267,7 @@ class Engine:
         resident.rebuild()
         gc.collect()  # the old batch's generators must end on this thread
 
-    def _die(self, error: Exception) -> None:
+    def _die(self, error: BaseException) -> None:
         """Something failed that should not: better no engine than a wrong one."""
         logger.error("the engine failed", exc_info=error)
         self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))

@@ -114,7 +114,7 @@ class Preparer:
                 if isinstance(error, ModelInvalid):  # its files may be mended by the next time
                     self.forget_tokenizer(command.model)
                 report = Ended(request_id=command.request_id, error=error.with_traceback(None))
-            except Exception as error:
+            except BaseException as error:  # a tokenizer's own code may even exit
                 self._encoding.pop(command.request_id, None)
                 logger.exception("a request could not be prepared")
                 unknown = EngineDied(f"preparing failed ({type(error).__name__}: {error}).")

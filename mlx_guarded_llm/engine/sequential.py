@@ -93,6 +93,11 @@ class SequentialDecoder:
     def __len__(self) -> int:
         return len(self._streams)
 
+    @property
+    def begins(self) -> bool:
+        """Never: with the last of the prompt comes the first token."""
+        return False
+
     def insert(self, job: Job) -> int:
         """Let a request join. Returns its prompt tokens found in the prefix cache."""
         cache, rest = None, job.prompt

@@ -107,7 +107,7 @@ class MLXThread:
         for worker in tuple(self._workers):
             try:
                 busy = worker.step() or busy
-            except Exception:
+            except BaseException:  # as in `_guarded`
                 logger.exception("an engine failed outside of any request")
                 _guarded(worker.stop)
                 self.remove(worker)
@@ -133,7 +133,7 @@ class MLXThread:
 def _guarded(call: Callable[[], None]) -> None:
     try:
         call()
-    except Exception:
+    except BaseException:  # a SystemExit too: without this thread nobody gets an answer
         logger.exception("a call on the MLX thread failed")
 
 

@@ -1,0 +1,150 @@
+"""What one step of a batch computes, and when the engine gives a model another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from mlx_guarded_llm import Backend
+from mlx_guarded_llm.params import SamplingParams
+from tests.conftest import MakeModel
+
+STEP = 128  # prompt tokens computed at once
+
+
+@pytest.fixture
+def engine() -> Iterator[Backend]:
+    with Backend(isolation="thread") as backend:
+        yield backend
+
+
+def with_batch(
+    folder: str, prompts: Sequence[int], use: Callable[[Any], Any], **options: Any
+) -> Any:
+    """On the MLX thread: `use` a batch into which prompts of so many tokens were put."""
+    import mlx_lm
+
+    from mlx_guarded_llm.engine.batch import ContinuousBatch
+    from mlx_guarded_llm.engine.prefix import PrefixCaches
+
+    model, tokenizer, *_ = mlx_lm.load(folder)
+    prefix = PrefixCaches(options.get("prefix_cache", 0)).open("m")
+    batch = ContinuousBatch(model, tokenizer, prefix, max_active=16, prefill_step_size=STEP)
+    for i, tokens in enumerate(prompts):
+        put(batch, f"r{i}", tokens, options.get("boundaries", {}))
+    return use(batch)
+
+
+def put(batch: Any, name: str, tokens: int, boundaries: Mapping[int, str] | None = None) -> None:
+    from mlx_guarded_llm.engine.decoder import Job
+
+    prompt = [5 + (i * 7 + len(name)) % 50 for i in range(tokens)]
+    batch.insert(Job(name, prompt, SamplingParams(), 0, 40, boundaries=boundaries or {}))
+
+
+def prefilled(updates: Sequence[Any], seen: dict[str, int]) -> int:
+    """Prompt tokens that a step has computed. `seen` is kept from step to step."""
+    from mlx_guarded_llm.engine.decoder import Prefilled
+
+    computed = 0
+    for update in updates:
+        if isinstance(update, Prefilled):
+            computed += update.done - seen.get(update.request_id, 0)
+            seen[update.request_id] = update.done
+    return computed
+
+
+def answers(updates: Sequence[Any]) -> set[str]:
+    from mlx_guarded_llm.engine.decoder import Token
+
+    return {update.request_id for update in updates if isinstance(update, Token)}
+
+
+def chunks(batch: Any, *, beside: bool = False) -> list[int]:
+    """Prompt tokens of each step, until all prompts are done."""
+    seen: dict[str, int] = {}
+    sizes = []
+    for _ in range(400):
+        updates = batch.step(beside=beside)
+        if size := prefilled(updates, seen):
+            sizes.append(size)
+        if len(answers(updates)) == len(batch):
+            return sizes
+    raise AssertionError("the prompts were never done")
+
+
+class TestPrefillChunks:
+    def test_a_lone_prompt_takes_whole_ones(self, engine: Backend, tiny: MakeModel) -> None:
+        model = tiny()
+        sizes = engine.run(lambda: with_batch(model, [3 * STEP + 1], chunks))
+        assert sizes[:3] == [STEP] * 3
+
+    def test_prompts_share_one(self, engine: Backend, tiny: MakeModel) -> None:
+        model = tiny()
+        sizes = engine.run(lambda: with_batch(model, [200, 200, 200, 200], chunks))
+        # What each has for itself at the end is its last token.
+        assert all(size <= STEP for size in sizes) and sum(sizes) == 800
+
+    def test_it_is_a_quarter_while_another_model_waits(
+        self, engine: Backend, tiny: MakeModel
+    ) -> None:
+        model = tiny()
+        sizes = engine.run(
+            lambda: with_batch(model, [300], lambda batch: chunks(batch, beside=True))
+        )
+        assert max(sizes) == STEP // 4
+
+    def test_it_is_a_quarter_beside_a_row_that_decodes(
+        self, engine: Backend, tiny: MakeModel
+    ) -> None:
+        def join(batch: Any) -> list[int]:
+            while not answers(batch.step()):
+                pass
+            put(batch, "late", 300)
+            return chunks(batch)
+
+        model = tiny()
+        assert max(engine.run(lambda: with_batch(model, [8], join))) == STEP // 4
+
+
+class TestBegins:
+    def test_from_the_end_of_the_prompt_to_the_first_token(
+        self, engine: Backend, tiny: MakeModel
+    ) -> None:
+        def follow(batch: Any) -> list[tuple[bool, bool]]:
+            seen = []
+            for _ in range(8):
+                answered = bool(answers(batch.step()))
+                seen.append((bool(batch.begins), answered))
+            return seen
+
+        model = tiny()
+        seen = engine.run(lambda: with_batch(model, [2 * STEP + 1], follow))
+        first = next(i for i, (_, answered) in enumerate(seen) if answered)
+        assert [begins for begins, _ in seen[:first]][-2:] == [True, True]
+        assert not any(begins for begins, _ in seen[first:])
+        assert not seen[0][0]
+
+    def test_an_empty_batch_does_not(self, engine: Backend, tiny: MakeModel) -> None:
+        model = tiny()
+        assert not engine.run(lambda: with_batch(model, [], lambda batch: bool(batch.begins)))
+
+
+class TestBoundaries:
+    @pytest.mark.parametrize(("prefix_cache", "expected"), [(0, [100, 1]), (2**24, [40, 60, 1])])
+    def test_where_caches_can_be_cut_only_what_others_share_is_a_step(
+        self, engine: Backend, tiny: MakeModel, prefix_cache: int, expected: list[int]
+    ) -> None:
+        model = tiny()
+        sizes = engine.run(
+            lambda: with_batch(
+                model,
+                [101],
+                chunks,
+                boundaries={40: "system", 80: "user"},
+                prefix_cache=prefix_cache,
+            )
+        )
+        assert sizes == expected
