@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,8 @@ print(mx.default_device() == mx.Device(mx.gpu), mx.device_info().get("device_nam
 
 def main() -> int:
     """Run what was asked for. Returns 1 if something of it failed."""
+    # Whatever ends this is to end the sides as well.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     args = arguments()
     if args.list:
         listing(args)

@@ -1,20 +1,22 @@
 """Random use of the public API for a long time, with everything checked all along.
 
-    python benchmarks/soak.py --minutes 30 [--seed N] [--models N]
+    python benchmarks/soak.py --minutes 30 [--isolation process|thread] [--seed N] [--models N]
 
 Several threads and an asyncio loop share one backend that lives as long as the run; every
 period a second backend with an odd configuration (a tight budget, a short queue, injected
 faults) is opened, used and closed beside it. All of it runs under the witness, which aborts
-the process at the first overlap. What must hold:
+the process of an engine at the first overlap. What must hold:
 
 - Every error is one that the operation or the backend's configuration may cause.
 - A scripted model's answer is its script, whatever else goes on.
 - Every request ends, and after each period no queue holds anything.
+- No engine dies; a worker ends when its backend is closed.
 - After each period, with all models unloaded, MLX holds what it held at the start
   (`MEMORY_SLACK`); threads and file descriptors do not grow (`COUNT_SLACK`), and resident
   memory of the last third of the run is not above that of the first by more than `RSS_SLACK`.
+  All of it counts this process, and the worker that is used as long as the run.
 
-Exit code 0, or 1 with the seed when something was off, or -6 from the witness.
+Exit code 0, or 1 with the seed when something was off, or -6 from the witness of a thread.
 """
 
 from __future__ import annotations
@@ -36,17 +38,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 
 from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm.backend.hosts import Isolation
 from mlx_guarded_llm.backend.requests import Request
 from mlx_guarded_llm.backend.work import Job
 from mlx_guarded_llm.engine import rail
-from mlx_guarded_llm.engine.embedding import PreparedTexts
-from mlx_guarded_llm.engine.generation import Generation
-from mlx_guarded_llm.engine.prepare import PreparedRequest
 from mlx_guarded_llm.errors import (
     GenerationFailed,
     LoadDeferredTimeout,
@@ -55,6 +55,7 @@ from mlx_guarded_llm.errors import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, not as a module
+from benchmarks.soak_engine import active_memory, in_engine, kept, unfinished, witnessed
 from benchmarks.soak_operations import (
     ASYNC_OPERATIONS,
     OPERATIONS,
@@ -74,7 +75,7 @@ TASKS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What the process holds after a period, every model unloaded."""
+    """What this process and the worker hold after a period, every model unloaded."""
 
     threads: int
     fds: int
@@ -83,13 +84,15 @@ class Sample:
 
     @classmethod
     def take(cls, backend: Backend) -> Sample:
-        process = psutil.Process()
+        active = in_engine(backend, active_memory, label="sample")
         gc.collect()
+        worker = [psutil.Process(backend.worker_pid)] if backend.worker_pid else []
+        processes = [psutil.Process(), *worker]
         return cls(
-            process.num_threads(),
-            process.num_fds(),
-            process.memory_info().rss,
-            backend.run(_active_memory, label="sample"),
+            sum(process.num_threads() for process in processes),
+            sum(process.num_fds() for process in processes),
+            sum(process.memory_info().rss for process in processes),
+            active,
         )
 
     def __str__(self) -> str:
@@ -99,17 +102,13 @@ class Sample:
         )
 
 
-def _active_memory() -> int:
-    import mlx.core as mx
-
-    return mx.get_active_memory()
-
-
 class Soak:
     """One run. `faults` holds what was off; the first one ends it."""
 
-    def __init__(self, *, seed: int, models: int, folder: Path) -> None:
+    def __init__(self, *, seed: int, models: int, folder: Path, isolation: Isolation) -> None:
         self.seed = seed
+        self.isolation = isolation
+        self.seen: Counter[str] = Counter()  # by the witness
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
         self.samples: list[Sample] = []
@@ -131,23 +130,35 @@ class Soak:
                 profile = dice.choice(profiles)
                 with self._open(profile) as brief:
                     until = min(end, time.monotonic() + period)
+                    workers = [used.run(os.getpid) for used in (backend, brief)]
                     self._use([(backend, long), (brief, profile)], until, dice.getrandbits(32))
-                    for used in (backend, brief):
+                    for used, pid in zip((backend, brief), workers, strict=True):
                         self._check_drained(used)
-                    if not brief.close():
-                        self.faults.append(f"the backend {profile.name} did not close")
+                        if used.run(os.getpid) != pid:
+                            self.faults.append(f"an engine died beside {profile.name}")
+                    self._close(brief, profile)
                 self._check_sample(backend, profile)
                 del brief, used
-        if backend._dispatcher.alive:
-            self.faults.append("the backend did not close")
-        if (left := _active_memory()) > self.samples[0].active + MEMORY_SLACK:
-            self.faults.append(f"after close {left} bytes are left in MLX")
+            self._close(backend, long)
+        if self.isolation == "thread":
+            left = active_memory(None)
+            if left > self.samples[0].active + MEMORY_SLACK:
+                self.faults.append(f"after close {left} bytes are left in MLX")
         self._check_growth()
+
+    def _close(self, backend: Backend, profile: Profile) -> None:
+        """Close one, and see that nothing is left of it."""
+        seen = in_engine(backend, witnessed, label="witness")
+        self.seen = Counter(seen) + (self.seen if self.isolation == "process" else Counter())
+        pid = backend.worker_pid
+        if not backend.close() or backend._dispatcher.alive:
+            self.faults.append(f"the backend {profile.name} did not close")
+        if pid is not None and psutil.pid_exists(pid):
+            self.faults.append(f"worker {pid} of {profile.name} outlived its backend")
 
     def _open(self, profile: Profile) -> Backend:
         options: dict[str, Any] = {"timeout": 90.0, "record_size": 2000, **profile.options}
-        # What the engine holds is looked at, so it is in this process.
-        return Backend(isolation="thread", catalog=self._catalog, offline=True, **options)
+        return Backend(isolation=self.isolation, catalog=self._catalog, offline=True, **options)
 
     def _profiles(self, backend: Backend) -> list[Profile]:
         for model in self.models[:2]:
@@ -252,13 +263,11 @@ class Soak:
         first = self.samples[0]
         if sample.active > first.active + MEMORY_SLACK:
             self.faults.append(f"MLX memory leaks: {first} -> {sample}")
-        kept = Counter(
-            type(o).__name__
-            for o in gc.get_objects()
-            if isinstance(o, (Request, Job, Generation, PreparedRequest, PreparedTexts))
-        )
-        if kept:
-            self.faults.append(f"of ended requests there is left: {dict(kept)}")
+        left = Counter(in_engine(backend, kept, label="kept"))
+        gc.collect()
+        left.update(type(o).__name__ for o in gc.get_objects() if isinstance(o, (Request, Job)))
+        if left:
+            self.faults.append(f"of ended requests there is left: {dict(left)}")
 
     def _check_growth(self) -> None:
         samples = self.samples[1:]  # the first was before any model was loaded
@@ -274,7 +283,6 @@ class Soak:
 def _left(backend: Backend) -> str:
     """What a backend still knows of requests, in words; "" if nothing."""
     dispatcher = backend._dispatcher
-    engine: Any = dispatcher.machine.host
     held: dict[str, Any] = {
         "models": [m.name for m in backend.models() if m.active or m.waiting],
         "requests": dispatcher.callers.requests,
@@ -282,8 +290,8 @@ def _left(backend: Backend) -> str:
         "jobs": dispatcher.callers.jobs,
         "fetches": dispatcher.library.fetching,
     }
-    if engine is not None:
-        held |= {"generations": engine._generations, "prepared": engine._preparer._prepared}
+    if not any(held.values()):
+        held = in_engine(backend, unfinished, label="unfinished")
     return ", ".join(f"{name}: {list(things)}" for name, things in held.items() if things)
 
 
@@ -293,18 +301,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=None, help="of the dice; drawn if not given")
     parser.add_argument("--models", type=int, default=8, help="how many models, 3 at least")
+    parser.add_argument("--isolation", choices=get_args(Isolation), default="process")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
-    print(f"soak: {options.minutes:g} minutes, seed {seed}", flush=True)
+    print(f"soak: {options.minutes:g} minutes, {options.isolation}, seed {seed}", flush=True)
     os.environ[rail.WITNESS_VARIABLE] = "1"
     faulthandler.enable()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(seed=seed, models=max(3, options.models), folder=Path(folder))
+        models, isolation = max(3, options.models), options.isolation
+        soak = Soak(seed=seed, models=models, folder=Path(folder), isolation=isolation)
         soak.go(options.minutes * 60)
     for (name, outcome), count in sorted(soak.outcomes.items()):
         print(f"  {name:<24} {outcome:<24} {count}")
-    seen = getattr(rail.current(), "seen", {})
-    print("  the witness saw", ", ".join(f"{count} {kind}s" for kind, count in seen.items()))
+    print("  the witness saw", ", ".join(f"{count} {kind}s" for kind, count in soak.seen.items()))
     for fault in soak.faults:
         print(f"FAULT: {fault}", file=sys.stderr)
     total = sum(soak.outcomes.values())

@@ -27,6 +27,8 @@ from mlx_guarded_llm.errors import (
 from mlx_guarded_llm.results import Result
 from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
 
+from .soak_engine import break_a_step, in_engine
+
 SCRIPTS = (
     "The quick brown fox jumps over the lazy dog; the dog does not mind.",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. 東京、大阪 🦊!",
@@ -342,18 +344,8 @@ def sabotage(use: Use) -> str:
     """Make the next step of some batch fail, where the profile says so."""
     if not use.profile.sabotage:
         return "not here"
-
-    def work() -> None:
-        engine: Any = use.backend._dispatcher.machine.host
-        for resident in list(engine._residents.values())[:1]:
-            resident.decoder.step = _fail
-
-    use.backend.run(work, label="sabotage")
+    in_engine(use.backend, break_a_step, label="sabotage")
     return "done"
-
-
-def _fail() -> None:
-    raise RuntimeError("[soak] an injected failure of a step")
 
 
 @operation(10)

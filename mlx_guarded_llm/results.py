@@ -143,6 +143,11 @@ class Provenance:
     recovering: float = 0.0
 
     @property
+    def decoding(self) -> float:
+        """Seconds of `decode` without those it stood still: what a speed is to be of."""
+        return max(0.0, self.decode - self.paused - self.recovering)
+
+    @property
     def as_asked(self) -> bool:
         """It is a full answer of the model that was asked for."""
         return not (self.fallback or self.degraded)

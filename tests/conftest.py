@@ -7,7 +7,9 @@ and those that look inside of the engine, name one place by a fixture `isolation
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,20 @@ MakeBackend = Callable[..., Backend]
 MakeModel = Callable[..., str]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where Python is told to keep no bytecode, each process would compile all that it imports.
+
+    That is more than half of a worker's start; so the bytecode goes to pytest's cache.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        cache = getattr(request.config, "cache", None)  # none with `-p no:cacheprovider`
+        if sys.dont_write_bytecode and cache is not None:
+            patch.setenv("PYTHONPYCACHEPREFIX", str(cache.mkdir("pycache")))
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
 @pytest.fixture(params=ISOLATIONS)
 def isolation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -40,12 +56,36 @@ def own_worker() -> bool:
     return False
 
 
+@pytest.fixture(scope="module")
+def frozen_heap() -> Iterator[None]:
+    """What is imported by now is no garbage: the search at each unload need not look at it.
+
+    A worker does the same for itself.
+    """
+    with Backend(isolation="thread", offline=True) as backend:
+        backend.run(_import_all)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def _import_all() -> None:
+    import mlx_lm.generate  # noqa: F401
+
+
 @pytest.fixture
 def make_backend(
-    isolation: str, own_worker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isolation: str,
+    own_worker: bool,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MakeBackend]:
     """Make backends; at the end each is closed and must have kept the rule."""
     made: list[Backend] = []
+    if isolation == "thread":
+        request.getfixturevalue("frozen_heap")
     if isolation == "process" and not own_worker:
         monkeypatch.setattr("mlx_guarded_llm.backend.backend.hosts", pooled)
 

@@ -57,7 +57,7 @@ class PythonAPI(Side):
             reason = f"{error}:\n{self._log_end()}"
             self.close()
             raise CannotRun(reason) from error
-        self.notes.append("one answer at a time; tokens are counted by encoding the answer")
+        self.notes.append("one answer at a time; its tokens are counted by encoding the text")
         if ready["note"]:
             self.notes.append(ready["note"])
 

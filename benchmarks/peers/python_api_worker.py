@@ -153,7 +153,9 @@ def main() -> None:
         except Exception as error:
             reply(error=f"{type(error).__name__}: {error}")
         else:
-            reply(tokens=len(face.tokenizer.encode(text, add_special_tokens=False)))
+            # Another reading of the text may have more tokens than were generated.
+            tokens = len(face.tokenizer.encode(text, add_special_tokens=False))
+            reply(tokens=min(tokens, request["max_tokens"]))
 
 
 if __name__ == "__main__":

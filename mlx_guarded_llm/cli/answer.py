@@ -85,10 +85,11 @@ def guard_lines(result: Result) -> list[tuple[str, str]]:
             (guard.deferred, "of that deferred"),
             (guard.loading, "loading"),
             (guard.paused, "paused"),
+            (guard.recovering, "recovering"),
         )
         if time >= 0.005 or what in ("queued", "paused")
     ]
-    speed = rate(usage.completion_tokens - 1, guard.decode)
+    speed = rate(usage.completion_tokens - 1, guard.decoding)
     tokens = f"{usage.prompt_tokens} prompt, {usage.completion_tokens} generated" + (
         f", {usage.cached_tokens} cached" if usage.cached_tokens else ""
     )

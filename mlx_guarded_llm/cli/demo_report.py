@@ -80,7 +80,7 @@ def _guards(parts: Sequence[Part]) -> Table:
             part.label,
             short(guard.served_model),
             str(tokens),
-            rate(tokens - 1, guard.decode).removesuffix(" tokens/s") + "/s",
+            rate(tokens - 1, guard.decoding).removesuffix(" tokens/s") + "/s",
             *map(seconds, times),
         )
     return table

@@ -63,6 +63,8 @@ def _line(guard: Provenance, usage: Usage | None) -> str:
         facts.append(f"decode {words.seconds(guard.decode)}")
     if guard.paused >= _WORTH_TELLING:
         facts.append(f"paused {words.seconds(guard.paused)}")
+    if guard.recovering >= _WORTH_TELLING:
+        facts.append(f"recovering {words.seconds(guard.recovering)}")
     if usage is not None:
         facts.append(_tokens(guard, usage))
     if guard.resumed:
@@ -83,9 +85,8 @@ def _wrongs(guard: Provenance) -> Iterator[str]:
 
 def _tokens(guard: Provenance, usage: Usage) -> str:
     told = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
-    stepping = guard.decode - guard.paused  # the first token is prefill's
-    if usage.completion_tokens > 1 and stepping > 0:
-        told += f" at {(usage.completion_tokens - 1) / stepping:.3g} tokens/s"
+    if usage.completion_tokens > 1 and guard.decoding > 0:  # the first token is prefill's
+        told += f" at {(usage.completion_tokens - 1) / guard.decoding:.3g} tokens/s"
     return told
 
 

@@ -228,14 +228,25 @@ def _end(request: RequestLife) -> str:
 
 
 def _speed(request: RequestLife) -> float | None:
-    """Tokens per second from the first token on, standing still left out."""
+    """Tokens per second from the first token on, standing still and prefill left out."""
     count = words.number(request.details, "completion_tokens")
     first, ended = request.first_token, request.ended
     if count is None or count < 2 or first is None or ended is None:
         return None
     still = sum(_clip(pause.start, pause.end, first, ended) for pause in request.pauses)
-    decoding = ended - first - still
+    decoding = ended - first - still - _prefill_again(request, first, ended)
     return (count - 1) / decoding if decoding > 0 else None
+
+
+def _prefill_again(request: RequestLife, first: float, ended: float) -> float:
+    """How long the last engine took to read what another one had written already."""
+    cuts = [pause.end for pause in request.pauses if pause.cut_off and pause.start >= first]
+    took = words.number(request.details, "prefill")
+    if not cuts or cuts[-1] is None or took is None:
+        return 0.0
+    begin, end = cuts[-1], min(cuts[-1] + took, ended)
+    still = sum(_clip(pause.start, pause.end, begin, end) for pause in request.pauses)
+    return end - begin - still
 
 
 def _state(request: RequestLife) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import psutil
-import pytest
 
 from mlx_guarded_llm.engine.protocol import (
     EngineOptions,
@@ -31,15 +29,6 @@ PATIENCE = 60.0  # seconds; only a hang takes so long
 OPTIONS = EngineOptions(memory_budget=1024**3)
 
 R = TypeVar("R", bound=Report | Died)
-
-
-@contextmanager
-def compiled_once(factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLX's modules are compiled once, whatever the environment says: half of their import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPYCACHEPREFIX", str(factory.getbasetemp() / "pycache"))
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        yield
 
 
 class Host:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,8 +29,10 @@ from mlx_guarded_llm.errors import (
     GuardedLLMError,
     LoadFailed,
     MemoryRefused,
+    ModelQuarantined,
 )
 from mlx_guarded_llm.results import Chunk
+from mlx_guarded_llm.worker.death import Death
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
 
@@ -431,6 +434,25 @@ class TestPreparing:
             wait_until(lambda: not backend._dispatcher.callers.requests)
         assert backend.generate(tiny(), "Second", max_tokens=4, request_id="same").text
         assert engine_of(backend)._preparer._prepared == {}
+
+
+def test_the_error_of_a_quarantine_names_what_lifts_it(backend: Backend, tiny: MakeModel) -> None:
+    """Two models of one name: the second has a name that nobody has passed."""
+    backend.load(tiny())
+    backend.load(tiny(), context_window=64)
+    name, second = sorted(info.name for info in backend.models())
+    assert (name, second) == (tiny(), f"{tiny()}#2")
+    backend.unload(tiny(), context_window=64)
+    death = Death(cause="abort", text="it died", pid=1, code=-6, work="load", model=second)
+    blame = backend._dispatcher.quarantine.blame
+    for when in (0.0, 1.0, 2.0):
+        backend._query(partial(blame, when, second, death))
+    with pytest.raises(ModelQuarantined) as caught:
+        backend.load(tiny(), context_window=64)
+    assert caught.value.hint == f"backend.forgive({second!r}) lifts it."
+    assert not backend.forgive(tiny()), "the other one did nothing"
+    assert backend.forgive(second)
+    assert backend.load(tiny(), context_window=64).name == second
 
 
 def test_nothing_is_left_behind(backend: Backend, tiny: MakeModel) -> None:

@@ -49,6 +49,7 @@ def follows(text: str, schema: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("isolation", ["process"])  # a grammar works beside MLX, in either
 async def test_200_of_200_random_schemas(make_backend: MakeBackend, tiny: MakeModel) -> None:
     """See `_schemas` for their kind. 32 at a time, so the line-up of the batch changes often.
 

@@ -8,18 +8,24 @@ from typing import Any
 
 import pytest
 
-from mlx_guarded_llm import Backend
+from mlx_guarded_llm import Backend, Catalog
 from mlx_guarded_llm.errors import MemoryRefused
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
 
 
-@pytest.fixture
-def least(make_backend: MakeBackend, tiny: MakeModel) -> int:
-    """The least budget for one tiny model and a short request, as refusals tell it."""
+@pytest.fixture(scope="module")
+def least(tiny: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The least budget for one tiny model and a short request, as refusals tell it.
+
+    Looked for on a thread: each budget takes another engine. It is the same everywhere.
+    """
+    catalog = Catalog(cache_dir=tmp_path_factory.mktemp("least"))
     budget = 1
     while True:
-        with make_backend(prefix_cache=0, memory_budget=budget) as backend:
+        with Backend(
+            isolation="thread", catalog=catalog, prefix_cache=0, memory_budget=budget
+        ) as backend:
             try:
                 backend.generate(tiny(), "Hello", max_tokens=8)
             except MemoryRefused as error:

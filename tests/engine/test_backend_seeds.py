@@ -61,7 +61,10 @@ def test_beside_others_as_alone(
 
 def test_few_at_a_time(make_backend: MakeBackend, tiny: MakeModel) -> None:
     wanted = requests(seed=3)
-    alone = [tokens_of(make_backend().generate(tiny(), **options)) for options in wanted[:4]]
+    alone = []
+    for options in wanted[:4]:
+        with make_backend() as backend:
+            alone.append(tokens_of(backend.generate(tiny(), **options)))
     assert together(make_backend(max_active=2), tiny(), wanted)[:4] == alone
 
 

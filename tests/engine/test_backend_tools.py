@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
@@ -61,6 +62,16 @@ def without_grammar(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def answers(backend: Backend, model: str, count: int, **options: Any) -> list[Result]:
+    """Those of so many seeds, decoded together."""
+
+    def answer(seed: int) -> Result:
+        return backend.generate(model, "Hello", seed=seed, **HOT, **options)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(answer, range(count)))
+
+
 def check(result: Result) -> None:
     """The answer is right calls and nothing else."""
     assert result.finish_reason == "tool_calls", result
@@ -78,16 +89,8 @@ class TestForced:
 
     def test_one_of_the_tools(self, backend: Backend, model: str) -> None:
         names = set()
-        for seed in range(8):
-            result = backend.generate(
-                model,
-                "Hello",
-                tools=TOOLS,
-                tool_choice="required",
-                parallel_tool_calls=False,
-                seed=seed,
-                **HOT,
-            )
+        one = {"tool_choice": "required", "parallel_tool_calls": False}
+        for result in answers(backend, model, 8, tools=TOOLS, **one):
             check(result)
             (call,) = result.tool_calls
             names.add(call.name)
@@ -95,10 +98,7 @@ class TestForced:
 
     def test_several_calls(self, backend: Backend, model: str) -> None:
         counts = []
-        for seed in range(8):
-            result = backend.generate(
-                model, "Hello", tools=[NOW], tool_choice="required", seed=seed, **HOT
-            )
+        for result in answers(backend, model, 8, tools=[NOW], tool_choice="required"):
             check(result)
             counts.append(len(result.tool_calls))
             assert len({call.id for call in result.tool_calls}) == counts[-1]
@@ -106,10 +106,7 @@ class TestForced:
         assert max(counts) > 1
 
     def test_a_named_one(self, backend: Backend, model: str) -> None:
-        for seed in range(4):
-            result = backend.generate(
-                model, "Hello", tools=TOOLS, tool_choice=NAMED, seed=seed, **HOT
-            )
+        for result in answers(backend, model, 4, tools=TOOLS, tool_choice=NAMED):
             check(result)
             assert [call.name for call in result.tool_calls] == ["get_weather"]
 

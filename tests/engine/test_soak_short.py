@@ -1,4 +1,4 @@
-"""Half a minute of the soak, so that it cannot rot and a gross fault shows at once."""
+"""A little of the soak, so that it cannot rot and a gross fault shows at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(360)
-def test_half_a_minute_of_the_soak(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/soak.py", "--minutes", "0.4", "--seed", "7"]
+def test_a_quarter_of_a_minute_of_the_soak(isolation: str, tmp_path: Path) -> None:
+    options = ["--minutes", "0.25", "--isolation", isolation, "--seed", "7"]
+    command = [sys.executable, "benchmarks/soak.py", *options]
     finished = subprocess.run(
         command,
         capture_output=True,

@@ -36,17 +36,11 @@ from mlx_guarded_llm.worker import process as process_module
 from mlx_guarded_llm.worker.death import Died
 from mlx_guarded_llm.worker.process import WorkerProcess
 from tests.conftest import MakeModel
-from tests.engine._worker import PATIENCE, Host, compiled_once, files_of, is_gone, until
+from tests.engine._worker import PATIENCE, Host, files_of, is_gone, until
 
 pytestmark = pytest.mark.slow
 
 MakeHost = Callable[..., Host]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 @pytest.fixture
@@ -250,17 +244,25 @@ def test_the_engine_breaks(make_host: MakeHost) -> None:
     assert not any(isinstance(report, Broken) for report in host.reports)
 
 
-def test_stopped_by_a_signal_it_is_hung(make_host: MakeHost) -> None:
-    host = make_host(stall_timeout=3.0)
+@pytest.fixture
+def watched_host(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """One whose hang is found soon; its start, of which these tests are not, has its time."""
+    stall_timeout = 3.0
+    monkeypatch.setattr(host_module, "START_PATIENCE", PATIENCE / stall_timeout)
+    host = make_host(stall_timeout=stall_timeout)
     host.ready()
+    return host
+
+
+def test_stopped_by_a_signal_it_is_hung(watched_host: Host) -> None:
+    host = watched_host
     os.kill(host.pid, signal.SIGSTOP)
     death = host.death()
     assert death.cause == "hung" and "no sign of life" in death.text
 
 
-def test_foreign_work_that_lets_nobody_run_is_hung(make_host: MakeHost) -> None:
-    host = make_host(stall_timeout=3.0)
-    host.ready()
+def test_foreign_work_that_lets_nobody_run_is_hung(watched_host: Host) -> None:
+    host = watched_host
 
     def holds_the_interpreter() -> None:
         import ctypes

@@ -17,15 +17,9 @@ import psutil
 import pytest
 
 from mlx_guarded_llm.worker.process import WorkerProcess
-from tests.engine._worker import PATIENCE, Host, compiled_once, is_gone, until
+from tests.engine._worker import PATIENCE, Host, is_gone, until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory):
-        yield
 
 
 # ---- wherever the parent runs ---------------------------------------------------------------

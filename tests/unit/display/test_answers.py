@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from mlx_guarded_llm import Attempt, Provenance, Result, ToolCall, Usage
+from mlx_guarded_llm.cli.answer import guard_lines
 from mlx_guarded_llm.results import InvalidToolCall
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -71,6 +72,14 @@ class TestResult:
         page = shown(answer(guard=guard))
         assert "queued 40.0 s (deferred 35.0 s, loading 5.00 s)" in page.text
         assert "paused 1.00 s" in page.text
+
+    def test_the_speed_is_of_the_time_it_decoded(self) -> None:
+        guard = provenance(prefill=0.5, decode=9.0, paused=1.0, recovering=6.0, resumed=True)
+        page = shown(answer(guard=guard))
+        assert "recovering 6.00 s" in page.text and "at 10 tokens/s" in page.text
+        told = dict(guard_lines(answer(guard=guard)))
+        assert "6.00 s recovering" in told["waited"]
+        assert told["tokens"].endswith("21 generated, 10.0 tokens/s")
 
     def test_markdown_is_drawn(self) -> None:
         page = shown(answer(text="**Two:**\n\n- one\n- `<b>`\n\n```html\n<i>\n```"))

@@ -73,6 +73,12 @@ def test_the_story_of_one_that_only_its_batch_lost() -> None:
     assert "18.0 s running and 2.00 s recovering" in story
 
 
+def test_a_speed_is_of_the_time_it_decoded() -> None:
+    """177 s in the first engine less 4 s of prefill and 1 s of pause; 8 s in the last."""
+    end = at(203.5, "request.finished", BIG, "r1", completion_tokens=1801, prefill=2.0, decode=8.0)
+    assert explain([*death()[:-1], end], "r1").count(", 10.0 tokens/s") == 1
+
+
 def test_one_that_never_went_on() -> None:
     waiting = death()[:11]
     assert "still waiting to go on when the record ends" in explain(waiting, "r1")
