@@ -33,8 +33,9 @@ setup: $(STAMP) ## build .venv (EXTRA=cuda13 for another back end)
 demo: $(STAMP) ## watch a load wait for a generation
 	$(BIN)/mlx-guarded demo
 
+# In their order: by the number of their tests, files of one long test would come last.
 test: $(STAMP) ## every test but the long ones, with coverage of guard and memory
-	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile \
+	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
 
@@ -59,7 +60,7 @@ bench: $(STAMP) ## every case against raw mlx-lm, then the scripts
 bench-peers: $(STAMP) ## every case against raw mlx-lm and other servers, which it installs
 	$(BIN)/python -m benchmarks --peers $(ARGS)
 
-soak: $(STAMP) ## mixed load for MINUTES=30
+soak: $(STAMP) ## mixed load for MINUTES=30 (ARGS="--isolation thread")
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
 chaos: $(STAMP) ## kill the worker KILLS=200 times under load

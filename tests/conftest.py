@@ -57,12 +57,13 @@ def own_worker() -> bool:
 
 
 @pytest.fixture(scope="module")
-def frozen_heap() -> Iterator[None]:
+def frozen_heap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is imported by now is no garbage: the search at each unload need not look at it.
 
     A worker does the same for itself.
     """
-    with Backend(isolation="thread", offline=True) as backend:
+    catalog = Catalog(cache_dir=tmp_path_factory.mktemp("cache"))
+    with Backend(isolation="thread", catalog=catalog, offline=True) as backend:
         backend.run(_import_all)
     gc.collect()
     gc.freeze()

@@ -137,10 +137,11 @@ def _download(repository: str, revision: str | None, report: Callable[[], int]) 
 def on_disk() -> list[tuple[str, Path, int]]:
     """(repository, folder, bytes) of each model in the hub's cache."""
     from huggingface_hub import scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(HF_HUB_CACHE)
     except CacheNotFound:
         return []
     return [
@@ -158,10 +159,11 @@ def remove(repository: str, revision: str | None) -> int:
         PullFailed: a file could not be deleted.
     """
     from huggingface_hub import scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(HF_HUB_CACHE)
     except CacheNotFound:
         return 0
     commits = [

@@ -211,6 +211,7 @@ def peaks_of(folder: Path, shapes: list[tuple[int, int]]) -> list[int]:
     return peaks
 
 
+@pytest.mark.parametrize("isolation", ["thread"])  # it is of the model's own step
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 256, "layers": 6}])
 def test_a_step_takes_what_is_predicted(backend: Backend, embedder: MakeModel, sizes: dict) -> None:
     folder = Path(embedder(context_window=1024, **sizes))

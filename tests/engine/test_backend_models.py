@@ -63,8 +63,8 @@ def test_two_that_fit_stay(backend: Backend, scripted: MakeModel) -> None:
 def test_two_make_progress_together(backend: Backend, tiny: MakeModel) -> None:
     """A short answer begins and ends in the middle of a long one, and nobody stands still."""
     a, b = tiny(seed=1), tiny(seed=2)
-    alone = tuple(backend.generate(m, "Hello", max_tokens=n).text for m, n in ((a, 1500), (b, 30)))
-    stream = backend.stream(a, "Hello", max_tokens=1500, request_id="long")
+    alone = tuple(backend.generate(m, "Hello", max_tokens=n).text for m, n in ((a, 800), (b, 30)))
+    stream = backend.stream(a, "Hello", max_tokens=800, request_id="long")
     first = next(stream)
     short = backend.generate(b, "Hello", max_tokens=30, request_id="short")
     assert (first.text + "".join(chunk.text for chunk in stream), short.text) == alone

@@ -36,6 +36,12 @@ from tests.conftest import MakeBackend, MakeModel
 SOON = RetryPolicy(attempts=3, initial_wait=0, jitter=0)
 
 
+@pytest.fixture
+def isolation() -> str:
+    """What fails here fails above the backend; `tests/contract` has the same on a thread."""
+    return "process"
+
+
 def extended_thinking(llm: GuardedLLM) -> list[Result]:
     """Each step sees what the steps before it said."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is 6 times 7?"}]

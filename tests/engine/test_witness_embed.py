@@ -11,7 +11,7 @@ from mlx_guarded_llm.testing.tiny import make_tiny_embedder, make_tiny_model
 from tests.engine._scripts import run_script
 
 SCHEDULES = """
-import json, random
+import gc, json, random
 from collections import Counter
 from mlx_guarded_llm.engine import rail
 
@@ -54,6 +54,10 @@ def act(chance, backend, n):
 
 failed = []
 threading.excepthook = lambda hook: failed.append(repr(hook.exc_value))
+with Backend() as backend:
+    for model in (TINY, EMBEDDER):
+        backend.load(model)
+gc.freeze()  # what is imported is no garbage: no unload need search it
 for seed in range(COUNT):
     chance = random.Random(seed)
     backend = Backend(
