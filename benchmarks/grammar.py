@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import json
 import statistics
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlx_guarded_llm import Backend
 
 from .pace import PROMPT, pace_arguments
 from .shapes import chosen, device_name
+from .side import run_all
 
 SCHEMA = {
     "type": "array",
@@ -94,11 +95,7 @@ def run(backend: Backend, model: str, tokens: int, streams: Sequence[Mapping[str
         )
         paces[i] = (result.usage.completion_tokens - 1) / result.guard.decode
 
-    threads = [threading.Thread(target=consume, args=(i,)) for i in range(len(streams))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all([partial(consume, i) for i in range(len(streams))])
     return Pace(sum(paces), paces)
 
 

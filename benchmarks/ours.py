@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import psutil
 
 from mlx_guarded_llm import Backend, GuardedLLMError, Provenance, __version__
 
-from .side import Ask, CannotRun, Heard, Setup, Side
+from .side import Ask, CannotRun, Heard, Hearing, Setup, Side, family
 
 PREFIX_CACHE = "1GiB"
 ROWS = 64  # streams at once; more than any case asks for
@@ -73,12 +72,9 @@ class Ours(Side):
             raise CannotRun(f"{type(error).__name__}: {error}") from error
 
     def ask(self, ask: Ask) -> Heard:
-        pieces: list[float] = []
-        texts: list[str] = []
-        tokens = 0
+        hearing = Hearing(tokens=0)
         error = ""
         guard: Provenance | None = None
-        began = time.monotonic()
         try:
             stream = self.backend.stream(
                 self._folders[ask.model],
@@ -87,21 +83,12 @@ class Ours(Side):
                 **ask.options,
             )
             for chunk in stream:
-                if chunk.text or chunk.reasoning:
-                    pieces.append(time.monotonic())
-                    texts.append(chunk.reasoning + chunk.text)
+                hearing.take(chunk.reasoning + chunk.text)
                 if chunk.usage is not None:
-                    tokens, guard = chunk.usage.completion_tokens, chunk.guard
+                    hearing.tokens, guard = chunk.usage.completion_tokens, chunk.guard
         except GuardedLLMError as raised:
             error = f"{type(raised).__name__}: {raised}"
-        heard = Heard(
-            began=began,
-            pieces=tuple(pieces),
-            ended=time.monotonic(),
-            tokens=tokens,
-            text="".join(texts),
-            error=error,
-        )
+        heard = hearing.heard(error)
         if guard is not None:
             self.guards[heard] = guard
         return heard
@@ -122,13 +109,8 @@ class Ours(Side):
             self._backend = None
 
     def processes(self) -> list[psutil.Process]:
-        pid = self._backend and self._backend.worker_pid
-        if not pid:
-            return []  # with isolation="thread" it is this process, which goes on
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker = psutil.Process(pid)
-            return [worker, *worker.children(recursive=True)]
-        return []
+        # With isolation="thread" there is no worker: it is this process, which goes on.
+        return family(self._backend.worker_pid) if self._backend else []
 
     def _budget_for_one(self, options: dict[str, Any]) -> int:
         """Bytes in which either model fits, but not both.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_guarded_llm import Backend
 
+from .harness import whole
 from .shapes import SHAPES
-from .side import Ask, Heard, Side
+from .side import Ask, Heard, Side, run_all
 
 # The number comes first: with it the part begins that no prefix cache has seen.
 PROMPT = "Story {}: write a long story about a lighthouse keeper, as long as you can."
+PROBE = 24  # tokens from which a pace is told
+MOST = 6000  # tokens of an answer, for the context window
 
 
 class Numbers:
@@ -58,6 +61,17 @@ def tokens_per_second(heard: Sequence[Heard]) -> float:
     return sum(one.tokens for one in heard) / makespan(heard)
 
 
+def tokens_lasting(side: Side, numbers: Numbers, seconds: float, *, model: str = "large") -> int:
+    """How many tokens a side takes so long for, by the pace of a short answer.
+
+    Raises:
+        Failed: that answer has an error.
+    """
+    (heard,) = whole([side.ask(story(numbers.take(side), PROBE, model=model))])
+    pace = (heard.tokens - 1) / (heard.pieces[-1] - heard.pieces[0])
+    return min(MOST, max(PROBE, round(pace * seconds)))
+
+
 def stream_rows(backend: Backend, model: str, tokens: int, rows: int) -> int:
     """So many streams at once through a backend. Returns how many tokens came."""
     counts = [0] * rows
@@ -67,11 +81,7 @@ def stream_rows(backend: Backend, model: str, tokens: int, rows: int) -> int:
             if chunk.usage is not None:
                 counts[i] = chunk.usage.completion_tokens
 
-    threads = [threading.Thread(target=consume, args=(i,)) for i in range(rows)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all([partial(consume, i) for i in range(rows)])
     return sum(counts)
 
 

@@ -95,18 +95,6 @@ class Raw(Side):
             return [_failed(began, error) for _ in asks]
         return [Heard(error="", **_received(answer)) for answer in answers]
 
-    def solo(self, asks: Sequence[Ask]) -> float:
-        """The sum of the seconds of each ask alone, one after the other.
-
-        Raises:
-            RuntimeError: one of them got no whole answer.
-        """
-        heard = [self.ask(ask) for ask in asks]
-        for one in heard:
-            if one.error:
-                raise RuntimeError(one.error)
-        return sum(one.seconds for one in heard)
-
     def load(self, model: str) -> float:
         """Load a model. Returns the seconds that it took."""
         assert self._setup is not None

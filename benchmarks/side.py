@@ -7,6 +7,7 @@ are seconds of `time.monotonic()` in this process, so what is counted is what a 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,41 @@ class Heard:
     @property
     def worst_gap(self) -> float:
         """The longest time between two pieces, in seconds."""
-        return max((b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(self.pieces)), default=0.0)
+
+
+@dataclass
+class Hearing:
+    """An answer while it comes.
+
+    Attributes:
+        began: when its request was sent.
+        tokens: as the side tells them; None where it does not.
+        pieces: when each piece came.
+        texts: the pieces.
+    """
+
+    began: float = field(default_factory=time.monotonic)
+    tokens: int | None = None
+    pieces: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def take(self, text: str) -> None:
+        """A piece of it came just now; an empty one is none."""
+        if text:
+            self.pieces.append(time.monotonic())
+            self.texts.append(text)
+
+    def heard(self, error: str = "") -> Heard:
+        """It is over. Where its tokens are not known they are the pieces."""
+        return Heard(
+            began=self.began,
+            pieces=tuple(self.pieces),
+            ended=time.monotonic(),
+            tokens=len(self.pieces) if self.tokens is None else self.tokens,
+            text="".join(self.texts),
+            error=error,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +182,7 @@ class Side(ABC):
             time.sleep(max(0.0, start + asks[i].after - time.monotonic()))
             heard[i] = self.ask(asks[i])
 
-        run_all([lambda i=i: answer(i) for i in range(len(asks))])  # type: ignore[misc]
+        run_all([partial(answer, i) for i in range(len(asks))])
         return [h for h in heard if h is not None]
 
     @contextlib.contextmanager
@@ -168,6 +204,15 @@ def run_all(calls: Sequence[Callable[[], None]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def family(pid: int | None) -> list[psutil.Process]:
+    """A process and its children; [] if there is none, or it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if pid:
+            parent = psutil.Process(pid)
+            return [parent, *parent.children(recursive=True)]
+    return []
 
 
 def _await_stopped(processes: Sequence[psutil.Process]) -> None:

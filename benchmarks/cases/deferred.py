@@ -10,13 +10,11 @@ from pathlib import Path
 
 from ..harness import Case, Failed, Figure, whole
 from ..ours import Ours
-from ..pace import Numbers, story
+from ..pace import Numbers, story, tokens_lasting
 from ..pagecache import cached, drop
 from ..side import Setup, Side
 
-PROBE = 24  # tokens from which the pace is told
 LONGER = 3.0  # times the seconds of a cold load: how long the deferral is
-MOST = 6000  # tokens of an answer, for the context window
 
 
 def case(args: argparse.Namespace) -> Case:
@@ -55,10 +53,8 @@ class _Deferred:
     def _warm_up(self, side: Side) -> None:
         assert isinstance(side, Ours)
         self._ask_large(side)
-        cold = self._cold(side)
-        (heard,) = whole([side.ask(story(self._numbers.take(side), PROBE, model="small"))])
-        pace = (heard.tokens - 1) / (heard.pieces[-1] - heard.pieces[0])
-        self._tokens = min(MOST, max(PROBE, round(pace * (1.0 + LONGER * cold))))
+        deferral = 1.0 + LONGER * self._cold(side)
+        self._tokens = tokens_lasting(side, self._numbers, deferral, model="small")
 
     def _measure(self, side: Side) -> Figure:
         assert isinstance(side, Ours)

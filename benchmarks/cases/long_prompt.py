@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def worst_gap(streams: Sequence[Heard], newcomer: Heard) -> float:
     gaps = [
         later - earlier
         for stream in streams
-        for earlier, later in zip(stream.pieces, stream.pieces[1:], strict=False)
+        for earlier, later in itertools.pairwise(stream.pieces)
         if later > began and earlier < first
     ]
     return max(gaps, default=0.0)

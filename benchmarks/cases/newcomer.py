@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..harness import Case, Failed, Figure, whole
 from ..ours import Ours
-from ..pace import Numbers, story
+from ..pace import PROBE, Numbers, story, tokens_lasting
 from ..raw import Raw
 from ..side import Setup, Side
 
@@ -16,8 +16,6 @@ WAITS = (0.0, 5.0, 120.0)  # `load_wait`; peers have nothing of the kind
 LONG = 12.0  # seconds that the long answer takes alone
 AFTER = 2.0  # seconds at which the newcomer is asked
 ANSWER = 8  # tokens of the newcomer
-PROBE = 24  # tokens from which the pace is told
-MOST = 6000  # tokens of the long answer, for the context window
 
 
 def case(args: argparse.Namespace) -> list[Case]:
@@ -57,12 +55,10 @@ class _Newcomer:
         return self._start
 
     def _warm_up(self, side: Side) -> None:
-        (heard,) = whole([side.ask(story(self._numbers.take(side), PROBE))])
+        tokens = tokens_lasting(side, self._numbers, LONG)
         if isinstance(side, (Ours, Raw)):
             self._alone(side)
-        if not self._tokens:
-            pace = (heard.tokens - 1) / (heard.pieces[-1] - heard.pieces[0])
-            self._tokens = min(MOST, max(PROBE, round(pace * LONG)))
+        self._tokens = self._tokens or tokens
 
     def _measure(self, side: Side) -> Figure:
         details: dict[str, float] = {}

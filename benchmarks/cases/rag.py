@@ -16,15 +16,13 @@ from mlx_guarded_llm.testing.tiny_embedder import make_tiny_embedder
 
 from ..harness import Case, Figure, whole
 from ..ours import Ours
-from ..pace import Numbers, story
+from ..pace import Numbers, story, tokens_lasting
 from ..side import Heard, Setup, Side
 
 EMBEDDER = "all-minilm-l6-v2"
 PASSAGES = {"gpu": 1000, "cpu": 40}
 QUERIES = 20
 WORDS = 24  # of a passage; about as many tokens
-PROBE = 24  # tokens from which the pace of the chat model is told
-MOST = 6000  # tokens of an answer, for the context window
 SEED = 3
 WORD_LIST = (
     "the keeper of a lighthouse trims lamp and looks at sea fog ship horn rocks below boat "
@@ -70,9 +68,7 @@ class _Rag:
         self._embedder = self._find(side)
         self._embed(side)
         embedding, _ = self._embed(side)
-        (heard,) = whole([side.ask(story(self._numbers.take(side), PROBE))])
-        pace = (heard.tokens - 1) / (heard.pieces[-1] - heard.pieces[0])
-        self._tokens = min(MOST, max(PROBE, round(pace * embedding)))
+        self._tokens = tokens_lasting(side, self._numbers, embedding)
 
     def _find(self, side: Ours) -> str:
         """MiniLM, or where it cannot be had a BERT of its size with random weights."""

@@ -17,14 +17,14 @@ import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from benchmarks.side import Ask, CannotRun, Heard, Setup, Side
+from benchmarks.side import Ask, CannotRun, Heard, Hearing, Setup, Side, family
 
 START_SECONDS = 600.0
 # Without an event of an answer. A model may have to be loaded first, others may be ahead.
@@ -46,17 +46,17 @@ class Refused(Exception):
 
 
 @dataclass
-class Hearing:
-    """An answer while it comes."""
+class Streamed(Hearing):
+    """An answer that comes as events."""
 
-    began: float
-    pieces: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    tokens: int | None = None
     finished: bool = False
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        now = time.monotonic()
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """Take what an event holds of it.
+
+        Raises:
+            Refused: it tells an error.
+        """
         if event.get("error"):
             raise Refused(200, json.dumps(event["error"]))
         if usage := event.get("usage"):
@@ -64,20 +64,8 @@ class Hearing:
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
             thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            if text := thought + (delta.get("content") or ""):
-                self.pieces.append(now)
-                self.texts.append(text)
+            self.take(thought + (delta.get("content") or ""))
             self.finished |= choice.get("finish_reason") is not None
-
-    def heard(self, error: str = "") -> Heard:
-        return Heard(
-            began=self.began,
-            pieces=tuple(self.pieces),
-            ended=time.monotonic(),
-            tokens=len(self.pieces) if self.tokens is None else self.tokens,
-            text="".join(self.texts),
-            error=error,
-        )
 
 
 class HTTPServer(Side):
@@ -146,7 +134,7 @@ class HTTPServer(Side):
 
     def ask(self, ask: Ask) -> Heard:
         """See `Side`."""
-        hearing = Hearing(time.monotonic())
+        hearing = Streamed()
         try:
             self._answer(ask, hearing)
         except (OSError, HTTPException, ValueError, Refused) as error:
@@ -166,15 +154,9 @@ class HTTPServer(Side):
 
     def processes(self) -> list[psutil.Process]:
         """See `Side`."""
-        if self._process is None:
-            return []
-        try:
-            server = psutil.Process(self._process.pid)
-            return [server, *server.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family(self._process.pid) if self._process else []
 
-    def _answer(self, ask: Ask, hearing: Hearing) -> None:
+    def _answer(self, ask: Ask, hearing: Streamed) -> None:
         """Ask and hear the answer to its end.
 
         Raises:
@@ -276,7 +258,7 @@ class HTTPServer(Side):
         return "\n".join(lines[-15:])
 
 
-def _hear(response: HTTPResponse, hearing: Hearing) -> None:
+def _hear(response: HTTPResponse, hearing: Streamed) -> None:
     """Read server-sent events to their end.
 
     Raises:
@@ -293,7 +275,7 @@ def _hear(response: HTTPResponse, hearing: Hearing) -> None:
         data = line[len(b"data:") :].strip()
         if data == b"[DONE]":
             return
-        hearing.take(json.loads(data))
+        hearing.take_event(json.loads(data))
     if not hearing.finished:
         raise HTTPException("the stream ended before the answer did")
 

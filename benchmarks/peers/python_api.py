@@ -8,7 +8,6 @@ import select
 import subprocess
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ import psutil
 from benchmarks.peers.environments import Environment
 from benchmarks.peers.http import END_SECONDS, SILENCE_SECONDS, START_SECONDS
 from benchmarks.peers.servers import TORCH
-from benchmarks.side import Ask, CannotRun, Heard, Setup, Side
+from benchmarks.side import Ask, CannotRun, Heard, Hearing, Setup, Side, family
 
 WORKER = Path(__file__).with_name("python_api_worker.py")
 
@@ -63,10 +62,7 @@ class PythonAPI(Side):
 
     def ask(self, ask: Ask) -> Heard:
         """See `Side`."""
-        began = time.monotonic()
-        pieces: list[float] = []
-        texts: list[str] = []
-        tokens, error = 0, ""
+        hearing = Hearing()
         request = {
             "messages": list(ask.messages),
             "max_tokens": ask.max_tokens,
@@ -81,19 +77,11 @@ class PythonAPI(Side):
                     event = self._event(SILENCE_SECONDS)
                     if "piece" not in event:
                         break
-                    pieces.append(time.monotonic())
-                    texts.append(event["piece"])
-                tokens, error = event.get("tokens", len(pieces)), event.get("error", "")
+                    hearing.take(event["piece"])
             except (OSError, ValueError) as broken:
-                error = f"{type(broken).__name__}: {broken}"
-        return Heard(
-            began=began,
-            pieces=tuple(pieces),
-            ended=time.monotonic(),
-            tokens=tokens,
-            text="".join(texts),
-            error=error,
-        )
+                return hearing.heard(f"{type(broken).__name__}: {broken}")
+        hearing.tokens = event.get("tokens")
+        return hearing.heard(event.get("error", ""))
 
     def close(self) -> None:
         """See `Side`."""
@@ -110,13 +98,7 @@ class PythonAPI(Side):
 
     def processes(self) -> list[psutil.Process]:
         """See `Side`."""
-        if self._process is None:
-            return []
-        try:
-            worker = psutil.Process(self._process.pid)
-            return [worker, *worker.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family(self._process.pid) if self._process else []
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None

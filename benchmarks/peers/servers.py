@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.peers.environments import Environment
-from benchmarks.peers.http import Hearing, HTTPServer, Refused
+from benchmarks.peers.http import HTTPServer, Refused, Streamed
 from benchmarks.side import Ask, CannotRun, Setup
 
 # The default wheel of torch for Linux brings CUDA; where a local one without it can be
@@ -140,7 +140,7 @@ class RapidMLX(HTTPServer):
             raise CannotRun(f"{model} is not loaded: {error}") from error
         super().load(model)
 
-    def _answer(self, ask: Ask, hearing: Hearing) -> None:
+    def _answer(self, ask: Ask, hearing: Streamed) -> None:
         while True:
             try:
                 return super()._answer(ask, hearing)

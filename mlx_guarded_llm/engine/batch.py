@@ -21,6 +21,7 @@ from mlx_lm.generate import (
 )
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
+from .arrays import lists
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
 from .sampling import Picked, Row, Rows
@@ -75,13 +76,13 @@ class _Generation(GenerationBatch):
         self._ahead = None
         if rows.constrained:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
-            logits = rows.constrain(logits, _list(inputs))
+            logits = rows.constrain(logits, lists(inputs))
         picked = rows.pick(logits)
         self._next_tokens = picked.tokens
         self._next_logprobs = [(picked, i) for i in range(len(self.uids))]
         mx.async_eval(picked.arrays())  # type: ignore[no-untyped-call]
         mx.eval(inputs, [p.arrays() for p in {id(p): p for p, _ in current}.values()])
-        tokens = _list(inputs)
+        tokens: list[int] = lists(inputs)
         for history, token in zip(self.tokens, tokens, strict=True):
             history.append(token)
         if rows.constrained and self._all_go_on(tokens):
@@ -323,12 +324,6 @@ def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:
     """Cut at the boundaries that lie inside."""
     cuts = [0, *sorted(b for b in boundaries if 0 < b < len(tokens)), len(tokens)]
     return [tokens[a:b] for a, b in pairwise(cuts)]
-
-
-def _list(tokens: mx.array) -> list[int]:
-    """Token ids; MLX's own annotation allows for a scalar."""
-    ids: Any = tokens.tolist()
-    return cast("list[int]", ids)
 
 
 def _check() -> None:

@@ -110,7 +110,7 @@ class Engine:
                     self._step(resident)
                     # Steps of one token, where another model's may be long.
                     for _ in range(_HURRY):
-                        if resident.begins and not self._closed:
+                        if resident.decoder.begins and not self._closed:
                             self._step(resident)
         except BaseException as error:  # a SystemExit too would end the thread in silence
             self._die(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..params import SamplingParams
+from .arrays import column
 
 _NONE = -1  # stands where a row has had fewer tokens yet
 _AHEAD = 256  # tokens that windows may grow by before they are laid out anew
@@ -27,9 +28,6 @@ class Penalties:
     params: Sequence[SamplingParams]
 
     def __post_init__(self) -> None:
-        def column(values: list[float]) -> mx.array:
-            return mx.array(values, dtype=mx.float32)[:, None]
-
         self._biased = any(p.logit_bias for p in self.params)
         self._penalised = any(_penalised(p) for p in self.params)
         # A row without penalties looks at its latest token only, and changes nothing.
@@ -69,9 +67,9 @@ class Penalties:
         # What does not count becomes the latest token, which does, and which gets one new
         # value, however often it is written.
         ids = mx.concatenate([mx.where(counted, self._recent, latest), latest], axis=-1)
-        ones = mx.concatenate([counted, latest == latest], axis=-1).astype(mx.float32)
+        once = mx.concatenate([counted, mx.ones(latest.shape, mx.bool_)], axis=-1)
         row = mx.arange(len(self.params))[:, None]
-        often = mx.zeros(logits.shape).at[row, ids].add(ones)
+        often = mx.zeros(logits.shape).at[row, ids].add(once.astype(mx.float32))
         often = mx.take_along_axis(often, ids, axis=-1)
         values = mx.take_along_axis(logits, ids, axis=-1)
         values = mx.where(values < 0, values * self._repetition, values / self._repetition)

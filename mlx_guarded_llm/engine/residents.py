@@ -43,11 +43,6 @@ class Resident:
     peak_bytes: int = 0
     told_bytes: int = 0
 
-    @property
-    def begins(self) -> bool:
-        """See `Decoder.begins`."""
-        return self.decoder.begins
-
     def step(self, *, beside: bool) -> Sequence[Update | Embedded]:
         """Advance its requests, and measure what that takes.
 

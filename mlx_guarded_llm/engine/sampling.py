@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 
 from ..params import SamplingParams
+from .arrays import column, lists
 from .constraint import Constraint, next_tokens
 from .decoder import Job
 from .penalties import Penalties, changes_logits
@@ -89,8 +90,8 @@ class Picked:
     def read(self, row: int, top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Log probability of the row's token and its `top` alternatives, best first."""
         if self._read is None:
-            ids, values = map(_lists, self.top) if self.top else ([], [])
-            self._read = _lists(self.logprobs), ids, values
+            ids, values = map(lists, self.top) if self.top else ([], [])
+            self._read = lists(self.logprobs), ids, values
         logprobs, ids, values = self._read
         if not top:
             return logprobs[row], ()
@@ -191,9 +192,8 @@ class _Group:
     _randomness: mx.array = field(init=False)
 
     def __post_init__(self) -> None:
-        def column(values: list[float]) -> mx.array:
-            return mx.array(values, dtype=mx.float32)[:, None]
-
+        if self.way == "greedy":
+            return  # none of them counts, and a row may join at each step
         params = [row.params for row in self.rows]
         self.temperature = column([p.temperature or 1.0 for p in params])
         self.top_p = column([p.top_p for p in params])
@@ -258,11 +258,6 @@ def uniforms(states: mx.array) -> mx.array:
     z = (states ^ (states >> 30)) * _uint64(_FIRST)
     z = (z ^ (z >> 27)) * _uint64(_SECOND)
     return (((z ^ (z >> 31)) >> 41).astype(mx.float32) + 0.5) / 2**23
-
-
-def _lists(array: mx.array) -> Any:
-    """The array's values; MLX's own annotation allows for a scalar."""
-    return array.tolist()
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
+from .arrays import lists
 from .decoder import Job, Prefilled, Token, Update
 from .prefix import PrefixCache
 from .sampling import Picked, Row, Rows
@@ -49,7 +50,7 @@ class _Stream:
         logprobs = self.rows.penalise(logprobs, [history], self.latest)
         if self.rows.constrained:
             mx.async_eval(logprobs)  # type: ignore[no-untyped-call]
-            logprobs = self.rows.constrain(logprobs, cast("list[int]", self.latest.tolist()))
+            logprobs = self.rows.constrain(logprobs, lists(self.latest))
         picked = self.rows.pick(logprobs)
         self.latest = picked.tokens
         self.picked.append(picked)

@@ -1,0 +1,17 @@
+"""Small steps between Python's values and MLX's arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+
+def column(values: list[float]) -> mx.array:
+    """Numbers as an array of float32, (rows, 1): one for each row of a batch."""
+    return mx.array(values, dtype=mx.float32)[:, None]
+
+
+def lists(array: mx.array) -> Any:
+    """The array's values as nested lists; MLX's own annotation allows for a scalar."""
+    return array.tolist()
