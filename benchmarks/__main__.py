@@ -32,6 +32,7 @@ from . import report
 from .cases import NAMES, make_cases
 from .harness import Case, Comparison, compare
 from .ours import Ours
+from .peers import PYTHON_APIS, SERVERS
 from .raw import Raw
 from .shapes import SHAPES
 from .side import Side
@@ -79,9 +80,13 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    peers = [make().name for make in (*SERVERS, *PYTHON_APIS)]
     choices = list(dict.fromkeys([*NAMES, *(script[0] for script in SCRIPTS)]))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}")
     parser.add_argument("--peers", action="store_true", help="other servers take part")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=peers, help="a peer to leave out"
+    )
     parser.add_argument("--large", default="smollm2-135m-bf16", help="a model, or a shape")
     parser.add_argument("--small", default="tiny", help="a model, or a shape")
     parser.add_argument("--folder", type=Path, help="where shapes are made, and kept")
@@ -134,20 +139,19 @@ def run_cases(names: Sequence[str], args: argparse.Namespace) -> list[str]:
 def run_case(case: Case, models: Mapping[str, Path], args: argparse.Namespace) -> Comparison:
     print(f"\n== {case.name}")
     print(textwrap.fill(case.what, report.WIDTH), flush=True)
-    comparison = compare(case, sides(case, args.peers), models, args.rounds, say=_say)
+    comparison = compare(case, sides(case, args), models, args.rounds, say=_say)
     report.show(comparison)
     return comparison
 
 
-def sides(case: Case, peers: bool) -> list[Side]:
+def sides(case: Case, args: argparse.Namespace) -> list[Side]:
     """Those that take part in a case, not open yet."""
     taking: list[Side] = [Raw()] if case.needs_raw else []
     taking.append(Ours())
-    if peers:
-        from .peers import PYTHON_APIS, SERVERS
-
-        taking += [make() for make in SERVERS] if case.peers else []
-        taking += [make() for make in PYTHON_APIS] if case.python_apis else []
+    if args.peers:
+        makers = [*(SERVERS if case.peers else ()), *(PYTHON_APIS if case.python_apis else ())]
+        peers = [make() for make in makers]
+        taking += [peer for peer in peers if peer.name not in args.without]
     return taking
 
 

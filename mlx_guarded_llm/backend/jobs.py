@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ..engine.protocol import JobEnded
+from ..engine.protocol import JobEnded, ReadTokenizer
 from ..errors import GuardedLLMError
 from ..models import ModelFiles
 from .library import Found
@@ -58,6 +58,7 @@ class Jobs:
             to.callers.jobs.pop(job.id, None)
             job.fail(error)
             return
+        to.machine.send(ReadTokenizer(job.key, files))
         self._ask_guard(job)
 
     def _ask_guard(self, job: Job) -> None:

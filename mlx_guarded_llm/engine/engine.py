@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ..errors import (
@@ -40,6 +41,7 @@ from .protocol import (
     Measured,
     Moved,
     Preparing,
+    ReadTokenizer,
     Ready,
     Report,
     Run,
@@ -87,7 +89,7 @@ class Engine:
 
     def send(self, command: Command) -> None:
         """Carry out a command soon. From any thread; never blocks."""
-        if isinstance(command, Preparing):
+        if isinstance(command, Preparing | ReadTokenizer):
             self._preparer.put(command)
         else:
             self._thread.post(lambda: self._handle(command))
@@ -341,6 +343,7 @@ class Engine:
     def _load(self, command: Load) -> None:
         began = time.monotonic()
         freed = self._drop(command.evict)
+        tokenizers = self._preparer.tokenizers
 
         def progress(done: int, total: int) -> None:
             self._pulse.went_on()
@@ -350,7 +353,7 @@ class Engine:
             resident, error = self._residency.load(
                 command.model,
                 command.files,
-                tokenizer=self._preparer.tokenizer(command.model),
+                tokenizer=partial(tokenizers.get, command.model, command.files),
                 progress=progress,
                 stop=lambda: self._thread.stopping,
             )
@@ -358,7 +361,7 @@ class Engine:
             self._residents[command.model] = resident
             self._emit(Measured(command.model, weight_bytes=resident.nbytes))
         else:
-            self._preparer.forget_tokenizer(command.model)
+            self._preparer.release(command.model)
         details = {
             "seconds": time.monotonic() - began,
             "bytes": resident.nbytes if resident else 0,
@@ -391,7 +394,7 @@ class Engine:
         for model in models:
             with self._at("unload", model):
                 resident = self._residents.pop(model, None)
-                self._preparer.forget_tokenizer(model)
+                self._preparer.release(model)
                 if resident is not None:
                     freed += self._residency.release(resident)
         return freed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sys
@@ -15,8 +16,19 @@ from .decoder import Job
 from .embedding import PreparedTexts, encode_texts
 from .grammars import Grammars, logits_width
 from .microbatch import EmbedJob
-from .protocol import Broken, Ended, Prepare, Prepared, PrepareTexts, Preparing, Report, Tokenize
+from .protocol import (
+    Broken,
+    Ended,
+    Prepare,
+    Prepared,
+    PrepareTexts,
+    Preparing,
+    ReadTokenizer,
+    Report,
+    Tokenize,
+)
 from .thread import MLXThread
+from .tokenizer import Tokenizers
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
 
@@ -45,15 +57,18 @@ class Preparer:
     """One thread that prepares requests, one after the other.
 
     It waits for `open`: mlx_lm must first be imported by the MLX thread.
+
+    Attributes:
+        tokenizers: those it has read.
     """
 
     def __init__(self, thread: MLXThread, emit: Callable[[Report], None]) -> None:
         self._mlx_thread = thread
         self._emit = emit
-        self._commands: queue.SimpleQueue[Preparing | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Preparing | ReadTokenizer | None] = queue.SimpleQueue()
         self._prepared: dict[str, PreparedRequest | PreparedTexts] = {}
         self._encoding: dict[str, EmbedJob] = {}  # begun, and waiting for its next turn
-        self._tokenizers: dict[str, Any] = {}
+        self.tokenizers = Tokenizers()
         self._grammars = Grammars()
         self._working = False
         self._opened = threading.Event()
@@ -61,8 +76,8 @@ class Preparer:
         self._thread = threading.Thread(target=self._run, name="mlx-guarded-prepare", daemon=True)
         self._thread.start()
 
-    def put(self, command: Preparing) -> None:
-        """Prepare a request soon. From any thread."""
+    def put(self, command: Preparing | ReadTokenizer) -> None:
+        """Prepare a request, or read a tokenizer, soon. From any thread."""
         self._commands.put(command)
 
     def open(self) -> None:
@@ -95,33 +110,43 @@ class Preparer:
         """Requests are being prepared, or are and have not been taken."""
         return self._working or not self._commands.empty() or bool(self._prepared)
 
-    def tokenizer(self, model: str) -> Any:
-        """The tokenizer of a model if some request needed it already."""
-        return self._tokenizers.get(model)
-
-    def forget_tokenizer(self, model: str) -> None:
-        self._tokenizers.pop(model, None)
+    def release(self, model: str) -> None:
+        """A model is out of memory: what was kept for its requests is not needed now."""
+        self.tokenizers.release(model)
         self._grammars.forget(model)
 
     def _run(self) -> None:
         self._opened.wait()
         while (command := self._commands.get()) is not None:
             self._working = True
-            try:
-                report = self._carry_out(command)
-            except GuardedLLMError as error:
-                self._encoding.pop(command.request_id, None)
-                if isinstance(error, ModelInvalid):  # its files may be mended by the next time
-                    self.forget_tokenizer(command.model)
-                report = Ended(request_id=command.request_id, error=error.with_traceback(None))
-            except BaseException as error:  # a tokenizer's own code may even exit
-                self._encoding.pop(command.request_id, None)
-                logger.exception("a request could not be prepared")
-                unknown = EngineDied(f"preparing failed ({type(error).__name__}: {error}).")
-                report = Ended(request_id=command.request_id, error=unknown)
-            if report is not None:
-                self._emit(report)
+            if isinstance(command, ReadTokenizer):
+                self._read_tokenizer(command)
+            else:
+                report = self._report(command)
+                if report is not None:
+                    self._emit(report)
             self._working = False
+
+    def _read_tokenizer(self, command: ReadTokenizer) -> None:
+        # What goes wrong here does so again in the load, which tells it.
+        with contextlib.suppress(BaseException):
+            if self._dead is None:
+                self.tokenizers.get(command.model, command.files)
+
+    def _report(self, command: Preparing) -> Report | None:
+        """As `_carry_out`, which may raise."""
+        try:
+            return self._carry_out(command)
+        except GuardedLLMError as error:
+            self._encoding.pop(command.request_id, None)
+            if isinstance(error, ModelInvalid):  # its files may be mended by the next time
+                self.release(command.model)
+            return Ended(request_id=command.request_id, error=error.with_traceback(None))
+        except BaseException as error:  # a tokenizer's own code may even exit
+            self._encoding.pop(command.request_id, None)
+            logger.exception("a request could not be prepared")
+            unknown = EngineDied(f"preparing failed ({type(error).__name__}: {error}).")
+            return Ended(request_id=command.request_id, error=unknown)
 
     def _carry_out(self, command: Preparing) -> Report | None:
         """The answer to a command; None when it goes on behind what waits by now."""
@@ -133,20 +158,11 @@ class Preparer:
             return self._prepare_texts(command)
         return self._tokenize(command)
 
-    def _load_tokenizer(self, command: Preparing) -> Any:
-        # Late, because it imports mlx_lm, which the MLX thread has done by now.
-        from .tokenizer import load_tokenizer
-
-        tokenizer = self._tokenizers.get(command.model)
-        if tokenizer is None:
-            tokenizer = self._tokenizers[command.model] = load_tokenizer(command.files)
-        return tokenizer
-
     def _prepare_texts(self, command: PrepareTexts) -> Report | None:
         job = self._encoding.setdefault(command.request_id, EmbedJob(command.request_id))
         if job.cancelled:
             raise RequestCancelled(f"request {command.request_id} was cancelled.")
-        tokenizer = self._load_tokenizer(command)
+        tokenizer = self.tokenizers.get(command.model, command.files)
         if not encode_texts(tokenizer, command, job):
             self._commands.put(command)
             return None
@@ -155,9 +171,10 @@ class Preparer:
         return Prepared(command.request_id, job.longest, 0)
 
     def _tokenize(self, command: Tokenize) -> Report:
+        # Late, because it imports mlx_lm, which the MLX thread has done by now.
         from .prompt import encode_prompt
 
-        tokenizer = self._load_tokenizer(command)
+        tokenizer = self.tokenizers.get(command.model, command.files)
         if isinstance(command.prompt, str):
             ids = tokenizer.encode(command.prompt, add_special_tokens=False)
         else:  # it is to be counted, whatever its length
@@ -165,11 +182,11 @@ class Preparer:
         return Ended(request_id=command.request_id, value=list(ids))
 
     def _prepare(self, command: Prepare) -> Report:
-        # Late, as in `_load_tokenizer`.
+        # Late, as in `_tokenize`.
         from .prompt import encode_prompt, fit_max_tokens
         from .text import TextPipeline
 
-        tokenizer = self._load_tokenizer(command)
+        tokenizer = self.tokenizers.get(command.model, command.files)
         _check_bias(command, len(tokenizer))
         window = command.files.context_window
         prompt = encode_prompt(tokenizer, command.prompt, context_window=window)

@@ -90,6 +90,14 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
+class ReadTokenizer:
+    """Read the tokenizer of a model whose load was asked for, off the MLX thread."""
+
+    model: str
+    files: ModelFiles
+
+
+@dataclass(frozen=True)
 class Start:
     """Run a prepared request; its model is resident. Answer: chunks and `Ended`."""
 
@@ -139,7 +147,7 @@ class Run:
 
 
 Preparing = Prepare | PrepareTexts | Tokenize
-Command = Preparing | Start | Cancel | Load | Unload | Run
+Command = Preparing | ReadTokenizer | Start | Cancel | Load | Unload | Run
 
 
 # ---- events ---------------------------------------------------------------------------

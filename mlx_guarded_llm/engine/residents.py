@@ -20,7 +20,6 @@ from .encoder import Embedded, Encoder, EncoderBatch
 from .prefix import PrefixCaches
 from .protocol import EngineOptions
 from .sequential import SequentialDecoder
-from .tokenizer import load_tokenizer
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
 
@@ -94,21 +93,24 @@ class Residency:
         name: str,
         files: ModelFiles,
         *,
-        tokenizer: Any,
+        tokenizer: Callable[[], Any],
         progress: Callable[[int, int], None],
         stop: Callable[[], bool],
     ) -> tuple[Resident | None, GuardedLLMError | None]:
-        """Load a model. Returns it, or why it cannot be loaded; nothing is raised."""
+        """Load a model. Returns it, or why it cannot be loaded; nothing is raised.
+
+        Args:
+            tokenizer: waits for its tokenizer, which may be read meanwhile.
+        """
         before = mx.get_active_memory()
         try:
-            tokenizer = tokenizer or load_tokenizer(files)
             model = loading.load(
                 files,
                 slice_bytes=self._options.load_slice_bytes,
                 progress=progress,
                 stop=stop,
             )
-            build = self._builder(model, tokenizer, name, files)
+            build = self._builder(model, tokenizer(), name, files)
             resident = Resident(name, mx.get_active_memory() - before, build, build())
         except loading.GivenUp:
             error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")

@@ -1,7 +1,9 @@
-"""Loading a tokenizer. It touches no MLX array, so it need not run on the MLX thread."""
+"""Loading tokenizers. They touch no MLX array, so it need not be on the MLX thread."""
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelInvalid
@@ -20,6 +22,71 @@ _VOCABULARIES = (
     "vocab.txt",
     "*.tiktoken",
 )
+
+# Of models that were unloaded. Where models take turns in memory, each swap would read a
+# tokenizer again, which may take longer than its weights do.
+_KEPT = 4
+
+_State = frozenset[tuple[str, int, int]]
+
+
+class Tokenizers:
+    """The tokenizers of an engine, each read once. From any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held for a moment only
+        self._turns: dict[str, threading.Lock] = {}  # by model: held while it is read
+        self._used: dict[str, TokenizerWrapper] = {}
+        self._kept: dict[Path, tuple[_State, TokenizerWrapper]] = {}  # the oldest first
+        self._read_from: dict[str, tuple[Path, _State]] = {}
+
+    def get(self, model: str, files: ModelFiles) -> TokenizerWrapper:
+        """The tokenizer of a model. Whoever needs one that is being read waits for it.
+
+        Raises:
+            ModelInvalid: as of `load_tokenizer`.
+        """
+        tokenizer = self._used.get(model)
+        if tokenizer is None:
+            with self._lock:
+                turn = self._turns.setdefault(model, threading.Lock())
+            with turn:
+                tokenizer = self._used.get(model) or self._find(model, files)
+        return tokenizer
+
+    def release(self, model: str) -> None:
+        """The model is out of memory. Its tokenizer serves again if its files stay the same."""
+        with self._lock:
+            tokenizer = self._used.pop(model, None)
+            if tokenizer is None:
+                return
+            path, state = self._read_from.pop(model)
+            self._kept.pop(path, None)
+            if state:
+                self._kept[path] = state, tokenizer
+            while len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    def _find(self, model: str, files: ModelFiles) -> TokenizerWrapper:
+        state = _state(files.path)
+        with self._lock:
+            before, tokenizer = self._kept.pop(files.path, (None, None))
+        if tokenizer is None or before != state:
+            tokenizer = load_tokenizer(files)
+        with self._lock:
+            self._read_from[model] = files.path, state
+            self._used[model] = tokenizer
+        return tokenizer
+
+
+def _state(folder: Path) -> _State:
+    """What changes when a file of the folder does, weights left out; empty if not known."""
+    try:
+        files = [file for file in folder.iterdir() if file.suffix != ".safetensors"]
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return frozenset()
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def load_tokenizer(files: ModelFiles) -> TokenizerWrapper:

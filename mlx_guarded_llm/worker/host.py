@@ -16,6 +16,7 @@ from ..engine.protocol import (
     EngineOptions,
     JobEnded,
     Load,
+    ReadTokenizer,
     Ready,
     Report,
     Run,
@@ -265,7 +266,7 @@ class WorkerEngine:
         told = InvalidRequest(f"it cannot go to the worker ({type(error).__name__}: {error}).")
         if isinstance(message, (Load, Unload, Run)):
             self._emit(JobEnded(job_id=message.job_id, error=told))
-        elif not isinstance(message, Welcome):
+        elif not isinstance(message, Welcome | ReadTokenizer):
             self._emit(Ended(request_id=message.request_id, error=told))
 
     def _emit(self, report: Report | Died) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from ..engine.protocol import EngineOptions
 from ..errors import EngineDied
 
-PROTOCOL = 1  # of this module and `engine.protocol`; a change of either may raise it
+PROTOCOL = 2  # of this module and `engine.protocol`; a change of either may raise it
 MAX_FRAME = 4 * 1024**3  # bytes; what is sent is far smaller, nonsense mostly larger
 
 _HEADER = struct.Struct("!Q")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend, GuardedLLMError
+from mlx_guarded_llm.engine.tokenizer import load_tokenizer
 from mlx_guarded_llm.errors import LoadDeferredTimeout, ModelInvalid
+from mlx_guarded_llm.models.spec import ModelFiles
 from mlx_guarded_llm.record import overlaps
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 from tests.conftest import MakeBackend, MakeModel
@@ -141,6 +143,29 @@ class TestLoadBesideAGeneration:
         assert overlaps(backend.timeline()) == []
         alone = backend.generate(a, "Hello", max_tokens=tokens, **options)
         assert text_of(chunks) == alone.text, "no token was lost by the pause"
+
+    @pytest.mark.parametrize("isolation", ["thread"])  # where it is read is seen from inside
+    def test_its_tokenizer_is_read_meanwhile(
+        self, backend: Backend, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        a, b = tiny(seed=1), tiny(seed=2)
+        long = backend.stream(a, "Hello", max_tokens=LONG)
+        next(long)
+        read: list[str] = []
+
+        def watched(files: ModelFiles) -> Any:
+            read.append(threading.current_thread().name)
+            return load_tokenizer(files)
+
+        monkeypatch.setattr("mlx_guarded_llm.engine.tokenizer.load_tokenizer", watched)
+        loading = threading.Thread(target=backend.load, args=(b,))
+        loading.start()
+        wait_until(lambda: bool(read))
+        assert events(backend, "load.started", model=b) == []
+        long.close()
+        loading.join(60)
+        wait_for(backend, "load.finished", model=b)
+        assert read == ["mlx-guarded-prepare"]
 
     def test_or_the_load_gives_up(self, make_backend: MakeBackend, tiny: MakeModel) -> None:
         a, b = tiny(seed=1), tiny(seed=2)

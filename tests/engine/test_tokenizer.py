@@ -1,13 +1,18 @@
 """Loading tokenizers."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlx_guarded_llm.engine.tokenizer import load_tokenizer
+from mlx_guarded_llm.engine.tokenizer import Tokenizers, load_tokenizer
 from mlx_guarded_llm.errors import ModelInvalid
+from mlx_guarded_llm.models.spec import ModelFiles
 from mlx_guarded_llm.testing.chat_templates import chatml
+from tests.engine._backend import wait_until
 from tests.engine._tokenizers import byte_level, files
 
 
@@ -72,3 +77,76 @@ def test_code_of_a_model_is_never_run(folder: Path) -> None:
     with pytest.raises(ModelInvalid):
         load_tokenizer(files(folder))
     assert not (folder / "ran").exists()
+
+
+def test_a_tokenizer_is_read_once_and_serves_again(folder: Path) -> None:
+    tokenizers, model = Tokenizers(), files(folder)
+    first = tokenizers.get("tiny", model)
+    assert tokenizers.get("tiny", model) is first
+    tokenizers.release("tiny")
+    tokenizers.release("tiny")  # of a model that has none: nothing
+    assert tokenizers.get("tiny", model) is first
+
+
+def test_two_models_of_one_folder_never_share_a_tokenizer(folder: Path) -> None:
+    tokenizers, model = Tokenizers(), files(folder)
+    first = tokenizers.get("tiny", model)
+    tokenizers.release("tiny")
+    assert tokenizers.get("tiny", model) is first
+    assert tokenizers.get("tiny#2", model) is not first
+
+
+def test_a_tokenizer_whose_files_changed_is_read_anew(folder: Path) -> None:
+    tokenizers, model = Tokenizers(), files(folder)
+    first = tokenizers.get("tiny", model)
+    tokenizers.release("tiny")
+    change(folder / "generation_config.json", eos_token_id=3)
+    second = tokenizers.get("tiny", model)
+    assert second is not first
+    assert second.eos_token_ids == {3, first.eos_token_id}
+
+
+def test_damaged_files_that_were_mended(folder: Path) -> None:
+    tokenizers, model = Tokenizers(), files(folder)
+    good = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(b"{")
+    with pytest.raises(ModelInvalid, match="cannot be loaded"):
+        tokenizers.get("tiny", model)
+    (folder / "tokenizer.json").write_bytes(good)
+    assert len(tokenizers.get("tiny", model))
+
+
+def test_few_are_kept_of_models_that_are_gone(tmp_path: Path) -> None:
+    tokenizers = Tokenizers()
+    folders = [tmp_path / str(i) for i in range(6)]
+    for at in folders:
+        at.mkdir()
+        byte_level(chatml(), folder=at)
+    read = [tokenizers.get(at.name, files(at)) for at in folders]
+    for at in folders:
+        tokenizers.release(at.name)
+    again = [tokenizers.get(at.name, files(at)) for at in reversed(folders)]
+    kept = [a is b for a, b in zip(read, reversed(again), strict=True)]
+    assert kept == [False, False, True, True, True, True]
+
+
+def test_who_needs_one_that_is_being_read_waits_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, reads = threading.Barrier(2, timeout=10), []
+
+    def slowly(model: ModelFiles) -> Any:
+        reads.append(threading.current_thread().name)
+        begun.wait()
+        return load_tokenizer(model)
+
+    monkeypatch.setattr("mlx_guarded_llm.engine.tokenizer.load_tokenizer", slowly)
+    tokenizers, model = Tokenizers(), files(folder)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(tokenizers.get, "tiny", model)
+        wait_until(lambda: bool(reads))
+        second = pool.submit(tokenizers.get, "tiny", model)
+        tokenizers.release("another")  # waits for nobody
+        begun.wait()
+        assert first.result(60) is second.result(60)
+    assert len(reads) == 1
