@@ -54,8 +54,8 @@ from .thread import MLXThread, mlx_thread
 
 logger = logging.getLogger("mlx_guarded_llm.engine")
 
-# Requests that come together are to be prefilled together: an engine that was idle gives
-# those that are being prepared so many seconds, looking in between.
+# Requests that come together are to be prefilled together: an engine that was idle, or has
+# loaded a model, gives those that are about to start so many seconds, looking in between.
 _GATHER = 0.02
 _LOOK = 0.0005
 _HURRY = 2  # further steps of a model, when they bring out the first token of an answer
@@ -205,6 +205,9 @@ class Engine:
         if not self._generations:
             self._gather_until = time.monotonic() + _GATHER
         self._generations[request_id] = generation
+        # Whoever begins is stepped first: a step of another model leaves one more token of
+        # it on the device, which the prompt would wait for.
+        self._residents = {resident.name: resident, **self._residents}
 
     def _gathers(self) -> bool:
         """Whether the first step waits for requests that are about to join it."""
@@ -359,6 +362,7 @@ class Engine:
             )
         if resident is not None:
             self._residents[command.model] = resident
+            self._gather_until = time.monotonic() + _GATHER
             self._emit(Measured(command.model, weight_bytes=resident.nbytes))
         else:
             self._preparer.release(command.model)

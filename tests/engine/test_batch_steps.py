@@ -132,6 +132,73 @@ class TestBegins:
         assert not engine.run(lambda: with_batch(model, [], lambda batch: bool(batch.begins)))
 
 
+class TestWhoIsSteppedFirst:
+    """A newcomer's prompt, and not one more token of a long answer of another model."""
+
+    @pytest.fixture
+    def engine(self) -> Iterator[Backend]:
+        with Backend(isolation="thread", load_wait=0, on_load_deadline="pause") as backend:
+            backend.run(lambda: None)  # MLX is imported by now
+            yield backend
+
+    @pytest.fixture
+    def done(self, engine: Backend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What the engine does: "load", "start", and models as they are stepped."""
+        from mlx_guarded_llm.engine.engine import Engine
+        from mlx_guarded_llm.engine.residents import Residency, Resident
+
+        done: list[str] = []
+        load, start, step = Residency.load, Engine._start, Resident.step
+
+        def watched_load(self: Any, name: str, *args: Any, **options: Any) -> Any:
+            done.append("load")
+            return load(self, name, *args, **options)
+
+        def watched_start(self: Any, request_id: str) -> None:
+            done.append("start")
+            start(self, request_id)
+
+        def watched_step(self: Any, *, beside: bool) -> Any:
+            done.append(self.name)
+            return step(self, beside=beside)
+
+        monkeypatch.setattr(Residency, "load", watched_load)
+        monkeypatch.setattr(Engine, "_start", watched_start)
+        monkeypatch.setattr(Resident, "step", watched_step)
+        return done
+
+    def test_one_whose_model_was_loaded_for_it(
+        self,
+        engine: Backend,
+        done: list[str],
+        tiny: MakeModel,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        a, b = tiny(seed=1), tiny(seed=2)
+        long = engine.stream(a, "Hello", max_tokens=3000)
+        next(long)
+        monkeypatch.setattr("mlx_guarded_llm.engine.engine._GATHER", 60.0)
+        next(engine.stream(b, "Hello", max_tokens=4))
+        long.close()
+        loaded = len(done) - done[::-1].index("load")
+        assert done[loaded : loaded + 3] == ["start", b, b]
+
+    def test_one_whose_model_was_there(
+        self, engine: Backend, done: list[str], tiny: MakeModel
+    ) -> None:
+        a, b = tiny(seed=1), tiny(seed=2)
+        engine.generate(a, "Hello", max_tokens=4)
+        engine.generate(b, "Hello", max_tokens=4)
+        for first, second in ((a, b), (b, a)):
+            long = engine.stream(first, "Hello", max_tokens=3000)
+            next(long)
+            next(engine.stream(second, "Hello", max_tokens=4))
+            long.close()
+            started = len(done) - done[::-1].index("start")
+            assert done[started : started + 2] == [second, second]
+            engine.generate(first, "Hello", max_tokens=2)  # the long one has left
+
+
 class TestBoundaries:
     @pytest.mark.parametrize(("prefix_cache", "expected"), [(0, [100, 1]), (2**24, [40, 60, 1])])
     def test_where_caches_can_be_cut_only_what_others_share_is_a_step(
