@@ -56,7 +56,7 @@ logger = logging.getLogger("mlx_guarded_llm.engine")
 
 # Requests that come together are to be prefilled together: an engine that was idle, or has
 # loaded a model, gives those that are about to start so many seconds, looking in between.
-_GATHER = 0.02
+_GATHER = 0.05
 _LOOK = 0.0005
 _HURRY = 2  # further steps of a model, when they bring out the first token of an answer
 
