@@ -143,6 +143,14 @@ def shares(stacks: Mapping[Stack, int]) -> dict[str, float]:
     return {what: count / total for what, count in counts.most_common()}
 
 
+def told(stacks: Mapping[Stack, int]) -> list[tuple[Stack, int]]:
+    """The stacks with files as they are imported, and without lines."""
+    counts: collections.Counter[Stack] = collections.Counter()
+    for stack, count in stacks.items():
+        counts[tuple(map(short, stack))] += count
+    return counts.most_common()
+
+
 def plot(path: Path, stacks: Mapping[Stack, int], *, title: str) -> None:
     """Draw the stacks: a frame is as wide as its share, callers are below."""
     import matplotlib
@@ -241,7 +249,7 @@ def main() -> int:
     for what, part in parts.items():
         print(f"  {what:22} {part:6.1%}")
     if args.json:
-        args.json.write_text(json.dumps({"device": device, "shares": parts}, indent=1))
+        args.json.write_text(json.dumps({"title": title, "shares": parts, "stacks": told(stacks)}))
     if args.plot:
         plot(args.plot, stacks, title=title)
     return 0

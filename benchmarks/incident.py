@@ -5,7 +5,8 @@
 For each `load_wait` the same long answer runs, and after `--at` seconds a request for
 the other model arrives. Printed: when its first token came, how long its load was
 deferred and took, how long the long answer stood still, and whether the long answer's
-text was the same as without any neighbour.
+text was the same as without any neighbour. Runs that are in the file of `--json` already
+are not made again, so that what takes long can be done in parts.
 """
 
 from __future__ import annotations
@@ -84,36 +85,40 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.shapes", shape, str(folder)]
             subprocess.run([*command, "--seed", str(seed)], check=True)
             folders.append(str(folder))
-        rows = run(args, *folders)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        run(args, *folders)
 
 
-def run(args: argparse.Namespace, large: str, small: str) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, large: str, small: str) -> None:
     """All the runs, printed as they end."""
-    rows: list[dict[str, Any]] = []
-    tokens = 0
-    alone = ""
+    known: dict[str, Any] = {"tokens": 0, "alone": "", "rows": []}
+    if args.json and args.json.exists():
+        known = json.loads(args.json.read_text())
+    made = {row["load_wait"] for row in known["rows"]}
     print(f"{args.large} answers for about {args.seconds:g} s, {args.small} asked at {args.at:g} s")
     print("load_wait  first token  deferred  loading  paused  total  overlaps  same text")
     for load_wait in args.load_wait:
+        if load_wait in made:
+            continue
         with Backend(load_wait=load_wait, prefix_cache=0) as backend:
             backend.load(large)
-            if not tokens:
-                tokens = calibrate(backend, large, args.seconds, 6000)
-                alone = backend.generate(large, QUESTION, max_tokens=tokens).text
-            row = replay(backend, large, small, tokens, args.at)
+            if not known["tokens"]:
+                known["tokens"] = calibrate(backend, large, args.seconds, 6000)
+                answer = backend.generate(large, QUESTION, max_tokens=known["tokens"])
+                known["alone"] = answer.text
+            row = replay(backend, large, small, known["tokens"], args.at)
             if args.trace:
                 backend.write_trace(args.trace)
-        row = {"load_wait": load_wait, "same": row.pop("text") == alone, "tokens": tokens, **row}
-        rows.append(row)
+        same = row.pop("text") == known["alone"]
+        row = {"load_wait": load_wait, "same": same, "tokens": known["tokens"], **row}
+        known["rows"].append(row)
+        if args.json:
+            args.json.write_text(json.dumps(known, indent=1))
         print(
             f"{load_wait:8.0f}s {row['first_token']:11.2f}s {row['deferred']:8.2f}s "
             f"{row['loading']:7.2f}s {row['paused']:6.2f}s {row['total']:5.1f}s "
             f"{row['overlaps']:9} {row['same']!s:>10}",
             flush=True,
         )
-    return rows
 
 
 if __name__ == "__main__":
