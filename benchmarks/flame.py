@@ -92,7 +92,7 @@ def _stacks(raw: str) -> Iterator[tuple[Stack, int]]:
     for line in raw.splitlines():
         frames, _, count = line.rpartition(" ")
         thread, *stack = frames.split(";")
-        if THREAD in thread:
+        if THREAD in thread and stack:
             yield tuple(stack), int(count)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, cast
 
@@ -40,7 +40,38 @@ class _Ends(StopSequences):
         super().__init__([(token,) for token in self.tokens])
 
 
-class _Generation(GenerationBatch):
+class _Loner:
+    """A batch whose row, while it is the only one, has caches of one sequence.
+
+    They need no padding mask and no offsets on the device, which is what makes a batch of
+    one slower than no batch.
+    """
+
+    uids: Any
+    prompt_cache: Any
+    _alone = False
+
+    def _part(self, fresh: Callable[[], list[Any]] | None = None) -> None:
+        """Take such caches, if there is one row.
+
+        Args:
+            fresh: makes them, for a row that has nothing in its caches yet.
+        """
+        if len(self.uids) == 1 and not self._alone:
+            if fresh is not None and all(cache.empty() for cache in self.prompt_cache):
+                self.prompt_cache = fresh()
+            else:
+                self.prompt_cache = [cache.extract(0) for cache in self.prompt_cache]
+            self._alone = True
+
+    def _meet(self) -> None:
+        """Take caches of a batch: other rows are about to join."""
+        if self._alone:
+            self.prompt_cache = [cache.merge([cache]) for cache in self.prompt_cache]
+            self._alone = False
+
+
+class _Generation(_Loner, GenerationBatch):
     """A generation batch that samples all its rows in one call.
 
     mlx-lm keeps one "sampler" for each row and hands them along as rows join and
@@ -114,22 +145,17 @@ class _Generation(GenerationBatch):
             )
         )
 
-    # Alone, a row decodes on caches of one sequence: they need no padding mask and no
-    # offsets on the device, which is what makes a batch of one slower than no batch.
-    _alone = False
-
     def next(self) -> list[GenerationBatch.Response]:
         """One token of each row."""
-        if len(self.uids) == 1 and not self._alone:
-            self.prompt_cache = [cache.extract(0) for cache in self.prompt_cache]
-            self._alone = True
+        self._part()
         return super().next()
 
     def extend(self, batch: _Generation) -> None:
         """Let the rows of another batch join."""
-        if self._alone:
-            self.prompt_cache = [cache.merge([cache]) for cache in self.prompt_cache]
-            self._alone = False
+        alone = batch._alone and not self.uids
+        if not alone:
+            self._meet()
+            batch._meet()
         if self.uids and (self._ahead is None) != (batch._ahead is None):
             (self if self._ahead is None else batch)._begin()
         if self._ahead is not None and batch._ahead is not None:
@@ -137,6 +163,7 @@ class _Generation(GenerationBatch):
         elif batch._ahead is not None:
             self._ahead = batch._ahead
         super().extend(batch)  # type: ignore[no-untyped-call]
+        self._alone = alone
 
     def filter(self, keep: list[int]) -> None:
         """Keep only these rows."""
@@ -157,10 +184,32 @@ class _Generation(GenerationBatch):
         return list(self.prompt_cache) if self._alone else super().extract_cache(idx)
 
 
-class _Prompts(PromptProcessingBatch):
+class _Prompts(_Loner, PromptProcessingBatch):
     """A prompt batch whose rows go on in a `_Generation`."""
 
     samplers: Any
+
+    def prompt(self, tokens: list[list[int]]) -> None:
+        """Compute so many tokens of each prompt."""
+        self._part(lambda: make_prompt_cache(self.model))
+        super().prompt(tokens)
+
+    def extend(self, batch: PromptProcessingBatch) -> None:
+        """Let other prompts join."""
+        self._meet()
+        super().extend(batch)  # type: ignore[no-untyped-call]
+
+    def filter(self, keep: list[int]) -> None:
+        """Keep only these prompts."""
+        if not (self._alone and keep):
+            super().filter(keep)
+            self._alone = False
+
+    def extract_cache(self, idx: int) -> list[Any]:
+        """Copies of the caches of a prompt, which goes on."""
+        if self._alone:
+            return [cache.merge([cache]).extract(0) for cache in self.prompt_cache]
+        return super().extract_cache(idx)
 
     def split(self, indices: list[int]) -> PromptProcessingBatch:
         """Take rows out. mlx-lm copies every cache to do so; all rows need no copy."""
@@ -186,10 +235,12 @@ class _Prompts(PromptProcessingBatch):
             self.stop_sequences,
             self.max_tokens,
         )
+        generation._alone = self._alone
         self._empty()
         return generation
 
     def _empty(self) -> None:
+        self._alone = False
         self.uids, self.prompt_cache, self.tokens, self.samplers = [], [], [], []
         self.logits_processors, self.max_tokens, self.stop_sequences = [], [], []
 

@@ -215,3 +215,78 @@ class TestBoundaries:
             )
         )
         assert sizes == expected
+
+    def test_what_is_kept_of_a_lone_prompt_stays_as_it_was(
+        self, engine: Backend, tiny: MakeModel
+    ) -> None:
+        """The prompt goes on, on caches of its own."""
+
+        def follow(batch: Any) -> list[tuple[int, int]]:
+            kept: list[tuple[list[int], Any]] = []
+            insert = batch._prefix.insert
+
+            def watched(tokens: list[int], cache: Any, kind: str) -> None:
+                kept.append((tokens, cache))
+                insert(tokens, cache, kind)
+
+            batch._prefix.insert = watched
+            while len(batch):
+                batch.step()
+            return [(len(tokens), layer.offset) for tokens, cache in kept for layer in cache]
+
+        model = tiny()
+        held = engine.run(
+            lambda: with_batch(model, [101], follow, boundaries={40: "system"}, prefix_cache=2**24)
+        )
+        assert {tokens for tokens, _ in held} == {40, 101 + 40}
+        assert all(tokens == offset for tokens, offset in held)
+
+
+class TestALoneRow:
+    """Alone it has caches of one sequence; those of a batch as soon as another joins."""
+
+    def ids(self, batch: Any, joins: Mapping[int, int], steps: list[bool]) -> dict[str, list[int]]:
+        """The tokens of each answer, when further prompts join at these steps."""
+        from mlx_guarded_llm.engine.decoder import Token
+
+        found: dict[str, list[int]] = {}
+        at = 0
+        while len(batch) or at <= max(joins, default=0):
+            if at in joins:
+                put(batch, f"late{at}", joins[at])
+            for update in batch.step():
+                if isinstance(update, Token):
+                    found.setdefault(update.request_id, []).append(update.token)
+            steps.append(batch._batch._prompt_batch._alone or batch._batch._generation_batch._alone)
+            at += 1
+        return found
+
+    @pytest.mark.parametrize(
+        "joins",
+        [{}, {1: 300}, {2: 20}, {3: 300}, {8: 20}, {1: 200, 2: 20}, {60: 20}],
+        ids=str,
+    )
+    def test_the_tokens_are_those_it_has_alone(
+        self, engine: Backend, tiny: MakeModel, joins: dict[int, int]
+    ) -> None:
+        model = tiny()
+        steps: list[bool] = []
+        alone = engine.run(lambda: with_batch(model, [300], lambda b: self.ids(b, {}, [])))
+        both = engine.run(lambda: with_batch(model, [300], lambda b: self.ids(b, joins, steps)))
+        assert both["r0"] == alone["r0"]
+        assert len(both) == 1 + len(joins) and all(len(ids) == 40 for ids in both.values())
+        assert steps[0], "alone from its first chunk"
+        assert all(steps[:-1]) or joins, "and to its end"
+
+    def test_it_may_leave_in_the_middle_of_its_prompt(
+        self, engine: Backend, tiny: MakeModel
+    ) -> None:
+        def leave(batch: Any) -> list[str]:
+            batch.step()
+            put(batch, "late", 20)
+            batch.step()
+            batch.remove("r0")
+            return list(self.ids(batch, {}, []))
+
+        model = tiny()
+        assert engine.run(lambda: with_batch(model, [600], leave)) == ["late"]
