@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--without", action="append", default=[], choices=peers, help="a peer to leave out"
     )
-    parser.add_argument("--large", default="smollm2-135m-bf16", help="a model, or a shape")
+    parser.add_argument("--large", default="mini", help="a model, or a shape")
     parser.add_argument("--small", default="tiny", help="a model, or a shape")
     parser.add_argument("--folder", type=Path, help="where shapes are made, and kept")
     parser.add_argument("--rounds", type=int, default=3)

@@ -4,8 +4,9 @@
 
 Streams run without a pause in the worker, and py-spy looks at its MLX thread some hundred
 times a second. A frame is a Python function; what it calls in MLX counts as its own time,
-split by whether MLX is waited for (`mx.eval`, `mx.synchronize`) or told what to do. On
-macOS py-spy needs root.
+split by whether MLX is told what to do (`mx.async_eval`, which waits while its queue is
+full), is waited for (`mx.eval`, `mx.synchronize`), or hands over values (`tolist`, which on
+CUDA waits for all that is in flight). On macOS py-spy needs root.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import linecache
 import re
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -35,8 +35,8 @@ THREAD = "mlx-guarded-mlx"
 ENDLESS = 4000  # tokens of an answer
 WAITING = re.compile(r"\bmx\.(eval|synchronize)\(")
 LAUNCHING = re.compile(r"\bmx\.async_eval\(")
-LIBRARIES = Path(sysconfig.get_paths()["platlib"])
-OURS = Path(__file__).parents[1]
+READING = re.compile(r"\.tolist\(")
+ROOTS = [Path(entry).resolve() for entry in sys.path if entry and Path(entry).is_dir()]
 FRAME = re.compile(r"(?P<function>.+) \((?P<file>.+?)(:(?P<line>\d+))?\)$")
 
 # What a sample is put down to: the first place that its frames are in, from the innermost.
@@ -103,6 +103,8 @@ def place(stack: Stack) -> str:
         return "waiting for MLX"
     if LAUNCHING.search(source):
         return "handing work to MLX"
+    if READING.search(source):
+        return "reading values"
     for frame in reversed(stack):
         name = short(frame)
         for start, what in PLACES:
@@ -125,13 +127,10 @@ def short(frame: str) -> str:
     if found is None:
         return frame
     file = Path(found["file"])
-    for root in (LIBRARIES, OURS):
-        if file.is_relative_to(root):
-            file = file.relative_to(root)
-            break
-    else:
-        file = Path(file.name)
-    return f"{found['function']} ({file.as_posix()})"
+    if not file.is_absolute():  # it is short
+        return frame
+    names = [file.relative_to(root).as_posix() for root in ROOTS if file.is_relative_to(root)]
+    return f"{found['function']} ({min(names, key=len, default=file.name)})"
 
 
 def shares(stacks: Mapping[Stack, int]) -> dict[str, float]:

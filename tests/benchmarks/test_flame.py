@@ -28,8 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flame, "OURS", tmp_path)
-    monkeypatch.setattr(flame, "LIBRARIES", tmp_path / "site")
+    monkeypatch.setattr(flame, "ROOTS", [tmp_path, tmp_path / "site"])
 
 
 def test_the_stacks_of_the_mlx_thread_alone() -> None:
@@ -49,7 +48,7 @@ def test_shares_go_to_the_innermost_place_and_to_waiting(source: Path) -> None:
     )
     assert flame.shares(dict(flame._stacks(text))) == {
         "waiting for MLX": 0.4,
-        "the batch": 0.2,
+        "reading values": 0.2,
         "the model's graph": 0.2,
         "handing work to MLX": 0.1,
         "the thread's loop": 0.1,
@@ -60,6 +59,7 @@ def test_files_are_named_as_they_are_imported(source: Path) -> None:
     assert flame.short(f"a.b ({source}:3)") == "a.b (mlx_guarded_llm/engine/batch.py)"
     assert flame.short("run (/somewhere/else/threading.py:3)") == "run (threading.py)"
     assert flame.short("<native>") == "<native>"
+    assert flame.short("a.b (mlx_lm/generate.py)") == "a.b (mlx_lm/generate.py)"
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
