@@ -215,6 +215,26 @@ def family(pid: int | None) -> list[psutil.Process]:
     return []
 
 
+def await_end(processes: Sequence[psutil.Process], timeout: float) -> None:
+    """Wait until killed processes have ended, at most `timeout` seconds for all of them.
+
+    A signal takes a moment to arrive. Those whose parent has not asked for their exit
+    status, zombies, have ended too.
+    """
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        while is_running(process) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _await_stopped(processes: Sequence[psutil.Process]) -> None:
     """Wait until signals have arrived; what ends or will not stop is not waited for."""
     deadline = time.monotonic() + STOP_GRACE

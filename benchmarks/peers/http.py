@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import psutil
 
-from benchmarks.side import Ask, CannotRun, Heard, Hearing, Setup, Side, family
+from benchmarks.side import Ask, CannotRun, Heard, Hearing, Setup, Side, await_end, family
 
 START_SECONDS = 600.0
 # Without an event of an answer. A model may have to be loaded first, others may be ahead.
@@ -310,6 +310,7 @@ def _end(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> 
         with contextlib.suppress(psutil.NoSuchProcess):
             left.kill()
     process.wait(END_SECONDS)
+    await_end(family, END_SECONDS)
 
 
 def _free_port() -> int:

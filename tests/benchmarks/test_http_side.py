@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from benchmarks.peers import http
 from benchmarks.peers.http import HTTPServer
-from benchmarks.side import Ask, CannotRun, Heard, Setup
+from benchmarks.side import Ask, CannotRun, Heard, Setup, is_running
 
 SERVER = Path(__file__).with_name("_server.py")
 SETUP = Setup(models={"large": Path("large")}, loaded=())
@@ -123,7 +122,7 @@ def test_no_process_is_left_after_close() -> None:
     family = side.processes()
     assert len(family) == 2  # the server has a child
     side.close()
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [process for process in family if is_running(process)]
     assert side.processes() == []
     side.close()  # twice does no harm
 
@@ -134,7 +133,7 @@ def test_a_sleeping_server_can_be_closed() -> None:
     family = side.processes()
     with side.asleep():
         side.close()
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [process for process in family if is_running(process)]
 
 
 def test_a_server_that_ends_at_once_is_told_with_its_last_words() -> None:
