@@ -1,22 +1,27 @@
 """Which model types the installed mlx-lm can run, found without importing it.
 
 Importing mlx_lm imports MLX, which only the engine's thread may do. So its folder
-is found, its tables of other names are read with `ast`, and a model type is known
+is found, its tables of other names are read from its source, and a model type is known
 when `mlx_lm/models/<type>.py` defines `Model`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import re
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelUnsupported
+
+_parsing = threading.Lock()
+_ATTEMPTS = 4
 
 # Their tensors look like weights but mean something mlx-lm does not decode.
 _FOREIGN_QUANTISATION = frozenset(
@@ -94,12 +99,29 @@ def mlx_lm_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def parse(file: str) -> ast.Module:
+    """The syntax tree of a file of mlx-lm, by its name in the package's folder.
+
+    CPython 3.11 counts the depth of trees for all threads together, and raises SystemError
+    when two are built at once. So it is one thread of ours at a time, and another attempt
+    where a thread of the program's own came between, as langchain-core's do.
+
+    Raises:
+        ModelUnsupported: mlx-lm is not installed.
+    """
+    source = (mlx_lm_folder() / file).read_text(encoding="utf-8")
+    with _parsing:
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(SystemError):
+                return ast.parse(source)
+        return ast.parse(source)
+
+
 @cache
 def _tables() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """MODEL_REMAPPING and MODEL_ARCHITECTURE_REMAPPING of mlx_lm/utils.py."""
     tables: dict[str, Any] = {"MODEL_REMAPPING": {}, "MODEL_ARCHITECTURE_REMAPPING": {}}
-    source = (mlx_lm_folder() / "utils.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
+    for node in parse("utils.py").body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if name in tables:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .architectures import mlx_lm_folder
+from .architectures import parse
 from .spec import ModelFiles, Task
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -97,11 +97,10 @@ def _functions() -> dict[str, Any]:
 
     They are taken out of its source: importing it would import MLX.
     """
-    source = (mlx_lm_folder() / "tokenizer_utils.py").read_text(encoding="utf-8")
     wanted = ("_infer_tool_parser", "_infer_thinking", "_is_xtml_vocab")
     body: list[ast.stmt] = [
         node
-        for node in ast.parse(source).body
+        for node in parse("tokenizer_utils.py").body
         if isinstance(node, ast.FunctionDef) and node.name in wanted
     ]
     names: dict[str, Any] = {}

@@ -9,22 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
 from tests.conftest import ISOLATIONS
-from tests.engine._scripts import Ended, run_script
+from tests.engine._scripts import TEXT, Ended, run_script, script_models
 
 pytestmark = pytest.mark.slow
-
-TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    tiny = make_tiny_model(folder / "tiny", context_window=100_000)
-    scripted = make_scripted_model(folder / "scripted", TEXT)
-    other = make_tiny_model(folder / "other", architecture="qwen3", seed=1)
-    return str(tiny), str(scripted), str(other)
+    return script_models(tmp_path_factory.mktemp("models"))
 
 
 SILENT = {
@@ -189,7 +182,23 @@ def test_a_load_is_given_up_between_two_slices(
     assert 0 < slices.count("slice") < int(first.split()[-1])
 
 
-# ---- errors --------------------------------------------------------------------------------
+def test_asked_by_a_handler_of_atexit(models: tuple[str, str, str], tmp_path: Path) -> None:
+    body = """
+    import atexit
+    backend = Backend()
+    def late():
+        try:
+            backend.generate(TINY, "Hello", max_tokens=2)
+        except GuardedLLMError:
+            print("told")
+    atexit.register(late)  # runs after ours
+    backend.generate(TINY, "Hello", max_tokens=2)
+    """
+    ended = run_script(tmp_path, body, *models)
+    assert (ended.code, ended.out, ended.err) == (0, "told\n", "")
+
+
+# ---- errors --------------------------------------------------------------------------
 
 
 def test_an_exception_of_the_script_is_its_last_word(
@@ -220,211 +229,7 @@ def test_an_error_of_the_library_is_its_last_word(
     assert ended.is_clean, ended.err
 
 
-# ---- Ctrl-C -----------------------------------------------------------------------------------
-
-INTERRUPTED = {
-    "in generate": """
-        backend = Backend()
-        def interrupt():
-            until(lambda: happened(backend, "request.first_token"))
-            os.kill(os.getpid(), signal.SIGINT)
-        spawn(interrupt)
-        backend.generate(TINY, "Hello", max_tokens=50_000)
-        """,
-    "in a stream": """
-        backend = Backend()
-        read = []
-        def interrupt():
-            until(lambda: len(read) > 3)
-            os.kill(os.getpid(), signal.SIGINT)
-        spawn(interrupt)
-        for chunk in backend.stream(TINY, "Hello", max_tokens=50_000):
-            read.append(chunk)
-        """,
-    "in close": """
-        backend = Backend()
-        began = threading.Event()
-        def work():
-            began.set()
-            time.sleep(1.0)
-        def run():
-            with contextlib.suppress(BackendClosed):
-                backend.run(work)
-        spawn(run)
-        began.wait(60)
-        def interrupt():
-            until(lambda: backend._closed)
-            time.sleep(0.1)
-            os.kill(os.getpid(), signal.SIGINT)
-        spawn(interrupt)
-        backend.close()
-        raise AssertionError("close was not interrupted")
-        """,
-    "inside an event loop": """
-        async def main():
-            async with Backend() as backend:
-                def interrupt():
-                    until(lambda: happened(backend, "request.first_token"))
-                    os.kill(os.getpid(), signal.SIGINT)
-                spawn(interrupt)
-                await backend.agenerate(TINY, "Hello", max_tokens=50_000)
-        asyncio.run(main())
-        """,
-}
-
-
-@pytest.mark.parametrize("moment", INTERRUPTED)
-def test_interrupted(moment: str, models: tuple[str, str, str], tmp_path: Path) -> None:
-    ended = run_script(tmp_path, INTERRUPTED[moment], *models)
-    assert ended.code == -2, ended.err
-    assert ended.last_error == "KeyboardInterrupt"
-    assert ended.is_clean, ended.err
-
-
-def test_after_a_caught_interrupt_all_goes_on(models: tuple[str, str, str], tmp_path: Path) -> None:
-    body = """
-    backend = Backend()
-    def interrupt():
-        until(lambda: happened(backend, "request.first_token"))
-        os.kill(os.getpid(), signal.SIGINT)
-    spawn(interrupt)
-    try:
-        backend.generate(TINY, "Hello", max_tokens=50_000)
-    except KeyboardInterrupt:
-        print(backend.generate(SCRIPTED, "Hello").text)
-        until(lambda: not any(model.active for model in backend.models()))
-    """
-    ended = run_script(tmp_path, body, *models)
-    assert (ended.code, ended.out, ended.err) == (0, TEXT + "\n", "")
-
-
-def test_interrupted_while_it_waits_at_exit(models: tuple[str, str, str], tmp_path: Path) -> None:
-    body = """
-    import atexit
-    backend = Backend()
-    began = threading.Event()
-    def work():
-        began.set()
-        until(lambda: exiting)
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
-    exiting = []
-    backend.run(lambda: None)
-    atexit.register(lambda: exiting.append(1))  # before ours
-    spawn(lambda: backend.run(work))
-    began.wait(60)
-    """
-    ended = run_script(tmp_path, body, *models)
-    assert ended.code == 130
-    assert ended.is_clean, ended.err
-    assert "Traceback" not in ended.err
-
-
-# ---- other processes ----------------------------------------------------------------------------
-
-WAIT_FOR_CHILD = """
-def wait(child):
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    return "it hangs"
-"""
-
-
-def test_forked_after_use(models: tuple[str, str, str], tmp_path: Path) -> None:
-    """The child is told, and it leaves cleanly by sys.exit; the parent goes on."""
-    body = """
-    backend = Backend()
-    backend.generate(TINY, "Hello", max_tokens=2)
-    child = os.fork()
-    if child == 0:
-        for use in (
-            lambda: backend.generate(TINY, "Hello"),
-            lambda: backend.run(lambda: None),
-            lambda: backend.models(),
-        ):
-            try:
-                use()
-            except BackendClosed as error:
-                print("child:", error.hint, flush=True)
-        sys.exit(7)
-    print("child ended:", wait(child))
-    print(backend.generate(SCRIPTED, "Hello").text)
-    """
-    ended = run_script(tmp_path, WAIT_FOR_CHILD + textwrap.dedent(body), *models)
-    assert (ended.code, ended.err) == (0, "")
-    *child, status, text = ended.out.splitlines()
-    assert len(child) == 3 and all("'spawn'" in line for line in child)
-    assert status == "child ended: 7"
-    assert text == TEXT
-
-
-def test_a_backend_made_in_a_child_forked_after_use(
-    models: tuple[str, str, str], tmp_path: Path
-) -> None:
-    body = """
-    Backend().run(lambda: None)
-    child = os.fork()
-    if child == 0:
-        try:
-            Backend().generate(TINY, "Hello")
-        except BackendClosed:
-            os._exit(7)
-        os._exit(8)
-    print("child ended:", wait(child))
-    """
-    ended = run_script(tmp_path, WAIT_FOR_CHILD + textwrap.dedent(body), *models)
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "child ended: 7\n"
-
-
-def test_forked_before_use(models: tuple[str, str, str], tmp_path: Path) -> None:
-    """Then the child may use MLX, with a backend of its own."""
-    body = """
-    unused = Backend()
-    child = os.fork()
-    if child == 0:
-        try:
-            unused.generate(SCRIPTED, "Hello")
-        except BackendClosed:
-            print(Backend().generate(SCRIPTED, "Hello").text, flush=True)
-        sys.exit(7)
-    print("child ended:", wait(child))
-    """
-    ended = run_script(tmp_path, WAIT_FOR_CHILD + textwrap.dedent(body), *models)
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.splitlines() == [TEXT, "child ended: 7"]
-
-
-def test_a_spawned_child_has_its_own(models: tuple[str, str, str], tmp_path: Path) -> None:
-    body = """
-    import multiprocessing
-
-    def answer(model, answers):
-        answers.put(Backend().generate(model, "Hello").text)
-
-    if __name__ == "__main__":
-        backend = Backend()
-        backend.generate(TINY, "Hello", max_tokens=2)
-        context = multiprocessing.get_context("spawn")
-        answers = context.Queue()
-        child = context.Process(target=answer, args=(SCRIPTED, answers))
-        child.start()
-        print(answers.get(timeout=60))
-        child.join()
-        print(child.exitcode)
-    """
-    ended = run_script(tmp_path, body, *models)
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.splitlines() == [TEXT, "0"]
-
-
-# ---- other ways to run Python -------------------------------------------------------------------
+# ---- other ways to run Python --------------------------------------------------------
 
 
 def test_typed_at_a_prompt(models: tuple[str, str, str], tmp_path: Path) -> None:
@@ -500,19 +305,3 @@ def test_under_xdist(models: tuple[str, str, str], tmp_path: Path) -> None:
     assert "4 passed" in ended.out
     assert "crashed" not in ended.out
     assert ended.err == ""
-
-
-def test_asked_by_a_handler_of_atexit(models: tuple[str, str, str], tmp_path: Path) -> None:
-    body = """
-    import atexit
-    backend = Backend()
-    def late():
-        try:
-            backend.generate(TINY, "Hello", max_tokens=2)
-        except GuardedLLMError:
-            print("told")
-    atexit.register(late)  # runs after ours
-    backend.generate(TINY, "Hello", max_tokens=2)
-    """
-    ended = run_script(tmp_path, body, *models)
-    assert (ended.code, ended.out, ended.err) == (0, "told\n", "")

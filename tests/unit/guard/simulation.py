@@ -50,6 +50,9 @@ class Footprint:
         return self.prefill
 
 
+SMALL = {"a": Footprint(4), "b": Footprint(4), "c": Footprint(4)}
+
+
 @dataclass
 class Generation:
     model: str
@@ -412,3 +415,39 @@ class Simulation:
         assert event.time == self.now
         self.events.append(event)
         self.promises.hear(event)
+
+
+# ---- for the tests -------------------------------------------------------------------
+
+
+def resident(*models: str, **options: object) -> Simulation:
+    """A simulation in which these models have been loaded and nothing runs."""
+    sim = Simulation(**options)  # type: ignore[arg-type]
+    for model in models:
+        sim.ask_load(model)
+    sim.finish()
+    assert sim.residents == set(models)
+    return sim
+
+
+def outage(sim: Simulation, seconds: float = 5) -> None:
+    """The engine dies, and the next one works after so many seconds."""
+    sim.die(seconds)
+    sim.advance(seconds)
+
+
+def kinds(sim: Simulation, subject: str) -> list[str]:
+    return [e.kind.split(".")[1] for e in sim.events if e.kind.startswith(subject + ".")]
+
+
+def event(sim: Simulation, kind: str, **fields: str) -> Event:
+    """The last event of this kind."""
+    return [
+        e
+        for e in sim.events
+        if e.kind == kind and all(getattr(e, name) == value for name, value in fields.items())
+    ][-1]
+
+
+def loads(sim: Simulation) -> list[str | None]:
+    return [e.model for e in sim.events if e.kind == "load.started"]

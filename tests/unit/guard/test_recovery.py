@@ -1,25 +1,11 @@
-"""What the guard does when an engine dies, or MLX runs out of memory: one example a rule."""
+"""What goes on after an engine died: requests that were cut off, and their models."""
 
 from __future__ import annotations
 
-from mlx_guarded_llm.errors import (
-    BackendClosed,
-    EngineDied,
-    LoadFailed,
-    MemoryRefused,
-    RequestTimeout,
-)
-from mlx_guarded_llm.guard import Fail, Guard, Load, Settle, Start, Timing, Unload
+from mlx_guarded_llm.errors import LoadFailed, MemoryRefused, RequestTimeout
+from mlx_guarded_llm.guard import Fail, Guard, Load, Start, Timing
 from mlx_guarded_llm.record.events import Event
-from tests.unit.guard.simulation import Footprint, Simulation
-from tests.unit.guard.test_guard import event, kinds, loads, resident
-
-
-def outage(sim: Simulation, seconds: float = 5) -> None:
-    """The engine dies, and the next one works after so many seconds."""
-    sim.die(seconds)
-    sim.advance(seconds)
-
+from tests.unit.guard.simulation import Footprint, Simulation, event, kinds, loads, outage, resident
 
 # ---- a request that was cut off ------------------------------------------------------
 
@@ -159,6 +145,21 @@ def test_it_may_end_while_it_waits_to_go_on() -> None:
     assert not sim.residents
 
 
+def test_the_actions_after_a_crash() -> None:
+    """What an owner sees, word for word."""
+    guard = Guard()
+    assert guard.submit(0, "r", "a") == [Load("load-1", "a")]
+    assert guard.job_ended(1, "load-1") == [Start("r", "a")]
+    assert guard.lost(2, "SIGABRT") == []
+    assert guard.tick(3) == []
+    (load,) = guard.back(4)
+    assert isinstance(load, Load) and load.model == "a" and not load.evict
+    assert guard.job_ended(5, load.job_id) == [Start("r", "a")]
+    assert guard.cancel(6, "r")[0].request_id == "r"  # type: ignore[union-attr]
+    assert guard.lost(7, "SIGABRT") == [Fail("r")]
+    assert guard.back(8) == [] and guard.quiet
+
+
 # ---- the models ----------------------------------------------------------------------
 
 
@@ -241,234 +242,7 @@ def test_a_model_comes_back_for_its_weights_alone_and_its_queue_waits_as_before(
     assert event(sim, "request.started", request_id=running).time < sim.ends[large].time - 5
 
 
-# ---- the jobs ------------------------------------------------------------------------
-
-
-def test_a_load_that_was_cut_off_is_tried_again_for_all_who_wait() -> None:
-    sim = resident("a")
-    running = sim.submit("a", 20)
-    sim.advance(1)
-    caller, request = sim.ask_load("b"), sim.submit("b", 5)
-    sim.advance(24)
-    assert isinstance(sim.job, Load)
-    sim.die(5)
-    assert sim.book.jobs[sim.book.models["b"].load or ""].asked_at == sim.now - 24
-    assert event(sim, "load.interrupted").cause == "SIGABRT"
-    sim.finish()
-    assert sim.settled[caller].ran and sim.settled[caller].error is None
-    assert sim.ends[request].error is None and sim.ends[running].error is None
-    assert loads(sim) == ["a", "b", "b"]
-
-
-def test_a_load_that_was_cut_off_comes_back_for_its_weights_alone_too() -> None:
-    """Its first request is another now, and would need the place of one that was active."""
-    sim = resident("a", sizes={"a": Footprint(6), "b": Footprint(4)}, budget=14, load_wait=0)
-    start = sim.now
-    running = sim.submit("a", 50, tokens=2)
-    small, large = sim.submit("b", 5, tokens=1), sim.submit("b", 5, tokens=5)
-    sim.advance(1)
-    assert isinstance(sim.job, Load)
-    sim.die(4)
-    sim.cancel(small)
-    sim.finish()
-    assert sim.ends[running].time == start + 1 + 4 + 10 + 10 + 50
-    assert sim.ends[large].error is None and sim.ends[large].time > sim.ends[running].time
-    assert loads(sim) == ["a", "b", "a", "b"]
-
-
-def test_what_a_load_was_to_evict_is_gone_and_comes_back_behind_it() -> None:
-    sizes = {"a": Footprint(6), "b": Footprint(6)}
-    sim = resident("a", sizes=sizes, budget=10)
-    sim.ask_load("b")
-    other = sim.submit("a", 5)
-    assert isinstance(sim.job, Load) and sim.job.evict == ("a",)
-    sim.advance(1)
-    outage(sim)
-    sim.finish()
-    assert loads(sim) == ["a", "b", "b", "a"]
-    assert sim.ends[other].error is None
-
-
-def test_a_load_that_nobody_waits_for_any_more_has_failed() -> None:
-    sim = Simulation()
-    sim.cancel_job(sim.ask_load("a"))
-    sim.die(5)
-    assert sim.guard.quiet
-    assert event(sim, "load.failed").cause == "EngineDied: the load of a was cut off: SIGABRT."
-    sim.finish()
-
-
-def test_an_unload_is_done() -> None:
-    sim = resident("a")
-    caller = sim.ask_unload("a")
-    assert isinstance(sim.job, Unload)
-    sim.die(5)
-    assert sim.settled[caller] == Settle(caller)
-    assert event(sim, "unload.finished").model == "a"
-    sim.finish()
-    assert not sim.residents
-
-
-def test_a_load_asked_for_while_its_model_was_unloaded_is_still_to_come() -> None:
-    sim = resident("a")
-    sim.ask_unload("a")
-    load = sim.ask_load("a")
-    sim.die(5)
-    assert load not in sim.settled
-    sim.finish()
-    assert sim.settled[load] == Settle(load) and sim.residents == {"a"}
-
-
-def test_foreign_work_fails_and_is_not_run_twice() -> None:
-    sim = Simulation()
-    running, waiting = sim.ask_run("cell"), sim.ask_run("next")
-    sim.advance(3)
-    sim.die(5)
-    error = sim.settled[running].error
-    assert isinstance(error, EngineDied) and error.retryable
-    assert "the run of cell was cut off: SIGABRT. It may have run in part" in str(error)
-    assert event(sim, "run.failed").details["seconds"] == 3
-    assert waiting not in sim.settled
-    sim.finish()
-    assert sim.settled[waiting].error is None
-    assert kinds(sim, "run").count("started") == 2
-
-
-def test_a_pending_unload_is_settled_and_older_requests_go_on() -> None:
-    sim = resident("a")
-    request = sim.submit("a", 50)
-    caller = sim.ask_unload("a")
-    later = sim.ask_load("a")  # behind the unload
-    sim.advance(10)
-    sim.die(5)
-    assert sim.settled[caller] == Settle(caller)
-    sim.finish()
-    assert sim.ends[request].error is None and sim.settled[later].ran
-    assert loads(sim) == ["a", "a"]  # one load for both
-
-
-def test_an_unload_asked_for_takes_the_pin_away() -> None:
-    sim = Simulation()
-    sim.ask_load("a", pin=True)
-    sim.finish()
-    sim.submit("b", 30)
-    sim.finish()
-    sim.submit("b", 30)
-    sim.advance(1)
-    sim.ask_unload("a")  # waits for the generation
-    sim.die(5)
-    sim.finish()
-    assert loads(sim) == ["a", "b", "b"]
-
-
-def test_evictions_are_dropped() -> None:
-    sizes = {"a": Footprint(4), "b": Footprint(4), "c": Footprint(4)}
-    sim = resident("a", "b", sizes=sizes, budget=14)
-    sim.submit("b", 50, tokens=1)
-    large = sim.submit("b", 5, tokens=4)  # a is to leave for it
-    assert kinds(sim, "unload") == ["queued", "deferred"]
-    outage(sim)
-    assert kinds(sim, "unload")[2:] == ["cancelled"]
-    sim.finish()
-    assert sim.ends[large].error is None and loads(sim) == ["a", "b", "b"]
-
-
-def test_an_unload_that_waits_behind_a_load_of_its_model_stays_there() -> None:
-    sim = Simulation()
-    load, unload = sim.ask_load("a"), sim.ask_unload("a")
-    sim.advance(1)
-    outage(sim)
-    sim.finish()
-    assert sim.settled[load].ran and sim.settled[unload].ran and not sim.residents
-    assert kinds(sim, "unload") == ["queued", "deferred", "started", "finished"]
-
-
-# ---- without an engine ---------------------------------------------------------------
-
-
-def test_nothing_begins_until_there_is_an_engine_again() -> None:
-    sim = Simulation(keep_alive=1)
-    sim.die(50)
-    requests = [sim.submit("a", 5), sim.submit("a", 5), sim.submit("b", 5)]
-    timed = sim.submit("b", 5, timeout=10)
-    jobs = [sim.ask_load("c"), sim.ask_run()]
-    gone = sim.ask_load("d")
-    unload = sim.ask_unload("e")
-    assert sim.settled[unload] == Settle(unload, ran=False)
-    sim.cancel(requests[1])
-    sim.cancel_job(gone)
-    sim.advance(20)
-    assert isinstance(sim.ends[timed].error, RequestTimeout)
-    assert sim.guard.next_deadline() is None
-    assert requests[1] in sim.ends and not sim.ran[1:]
-    assert "deferred" not in kinds(sim, "load")  # nobody knows yet behind what
-    sim.advance(30)
-    assert event(sim, "load.deferred", model="b").cause == "behind a load"
-    sim.finish()
-    assert sim.ends[requests[0]].error is None and sim.ends[requests[2]].error is None
-    assert all(sim.settled[job].ran for job in jobs)
-
-
-def test_a_job_name_used_again_meanwhile_is_deferred_once() -> None:
-    sim = Simulation()
-    sim.die(5)
-    sim.ask_load("a")
-    sim.cancel_job(sim.ask_run("cell", "mine"))
-    sim.ask_run("cell", "mine")
-    sim.finish()
-    assert kinds(sim, "run") == ["queued", "cancelled", "queued", "deferred", "started", "finished"]
-
-
-def test_more_deaths_before_it_works_change_nothing() -> None:
-    sim = resident("a")
-    request = sim.submit("a", 50)
-    sim.advance(10)
-    sim.die(5)
-    events = len(sim.events)
-    sim.die(5)
-    assert len(sim.events) == events
-    sim.finish()
-    assert sim.ends[request].error is None and loads(sim) == ["a", "a"]
-
-
-def test_a_death_while_models_come_back_keeps_their_order() -> None:
-    sim = resident("a", "b", "c")
-    requests = [sim.submit(model, 50) for model in ("a", "b", "c")]
-    sim.advance(10)
-    outage(sim)
-    sim.advance(15)  # b is loading
-    outage(sim)
-    sim.finish()
-    assert loads(sim)[3:] == ["a", "b", "a", "b", "c"]
-    assert all(sim.ends[request].error is None for request in requests)
-
-
-def test_close_takes_back_what_was_cut_off() -> None:
-    sim = resident("a")
-    request, load = sim.submit("a", 50), sim.ask_load("b")
-    sim.advance(1)
-    sim.die(5)
-    sim.close()
-    assert isinstance(sim.ends[request].error, BackendClosed)
-    assert isinstance(sim.settled[load].error, BackendClosed)
-    assert sim.guard.quiet
-
-
-def test_after_close_nothing_is_loaded_again() -> None:
-    sim = Simulation(load_wait=0)
-    sim.ask_load("a", pin=True)
-    sim.finish()
-    request = sim.submit("a", 50)
-    load = sim.ask_load("b")
-    assert isinstance(sim.job, Load)
-    sim.close()
-    sim.squeeze()
-    sim.die(5, reported=False)
-    assert isinstance(sim.ends[request].error, BackendClosed)
-    assert isinstance(sim.settled[load].error, EngineDied)
-    assert sim.guard.quiet and not sim.book.models
-    sim.finish()
-    assert loads(sim) == ["a", "b"]
+# ---- a model that does not come back -------------------------------------------------
 
 
 def test_a_model_that_is_refused_fails_all_who_wait_for_it_and_nobody_else() -> None:
@@ -503,18 +277,3 @@ def test_what_does_not_fit_in_the_new_engine_is_refused_with_numbers() -> None:
     sim.finish()
     assert isinstance(sim.ends[request].error, MemoryRefused)
     assert not sim.residents
-
-
-def test_the_actions_after_a_crash() -> None:
-    """What an owner sees, word for word."""
-    guard = Guard()
-    assert guard.submit(0, "r", "a") == [Load("load-1", "a")]
-    assert guard.job_ended(1, "load-1") == [Start("r", "a")]
-    assert guard.lost(2, "SIGABRT") == []
-    assert guard.tick(3) == []
-    (load,) = guard.back(4)
-    assert isinstance(load, Load) and load.model == "a" and not load.evict
-    assert guard.job_ended(5, load.job_id) == [Start("r", "a")]
-    assert guard.cancel(6, "r")[0].request_id == "r"  # type: ignore[union-attr]
-    assert guard.lost(7, "SIGABRT") == [Fail("r")]
-    assert guard.back(8) == [] and guard.quiet

@@ -6,8 +6,7 @@ import pytest
 
 from mlx_guarded_llm.errors import LoadDeferredTimeout, LoadFailed
 from mlx_guarded_llm.guard import Load, Settle, Timing, Unload
-from tests.unit.guard.simulation import Footprint, Simulation
-from tests.unit.guard.test_guard import event, kinds, loads, resident
+from tests.unit.guard.simulation import Footprint, Simulation, event, kinds, loads, resident
 
 
 def test_one_request_that_was_cut_off_starts_again_at_once() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import math
 import pickle
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,77 +19,15 @@ from mlx_guarded_llm.errors import (
     FallbackRefused,
     GuardedLLMError,
     InvalidRequest,
-    LoadDeferredTimeout,
     ModelNotFound,
     QueueFull,
     RequestCancelled,
     RequestTimeout,
 )
 from mlx_guarded_llm.guarded import Call
-from mlx_guarded_llm.results import Collector
-from mlx_guarded_llm.testing.faulty import (
-    CUT_THINKING,
-    EMPTY,
-    LOOP,
-    Broken,
-    FaultyBackend,
-    Says,
-)
+from mlx_guarded_llm.testing.faulty import CUT_THINKING, EMPTY, LOOP, FaultyBackend, Says
 from tests.engine._backend import wait_until
-
-SOON = RetryPolicy(initial_wait=0, jitter=0)
-ANSWERS = {"big": "Forty two.", "small": "About forty."}
-
-Ask = Callable[..., Result]
-
-
-def _by_stream(llm: GuardedLLM, prompt: str, **arguments: Any) -> Result:
-    collector = Collector()
-    for chunk in llm.stream(prompt, **arguments):
-        collector.add(chunk)
-    return collector.result()
-
-
-def _by_astream(llm: GuardedLLM, prompt: str, **arguments: Any) -> Result:
-    async def read() -> Result:
-        collector = Collector()
-        async for chunk in llm.astream(prompt, **arguments):
-            collector.add(chunk)
-        return collector.result()
-
-    return asyncio.run(read())
-
-
-WAYS: dict[str, Ask] = {
-    "generate": lambda llm, *a, **k: llm.generate(*a, **k),
-    "agenerate": lambda llm, *a, **k: asyncio.run(llm.agenerate(*a, **k)),
-    "stream": _by_stream,
-    "astream": _by_astream,
-}
-
-
-@pytest.fixture(params=list(WAYS))
-def ask(request: pytest.FixtureRequest) -> Ask:
-    return WAYS[request.param]
-
-
-def guarded(faults: dict[str, list[Any]], **options: Any) -> tuple[GuardedLLM, FaultyBackend]:
-    """With `hold_back` so large that streams retry like whole answers."""
-    backend: Any = FaultyBackend(faults=faults, answers=ANSWERS)
-    settings: dict[str, Any] = {
-        "fallbacks": ["small"],
-        "retry": SOON,
-        "hold_back": math.inf,
-    } | options
-    return GuardedLLM(backend, "big", **settings), backend
-
-
-def dead() -> EngineDied:
-    return EngineDied("it aborted.")
-
-
-def deferred() -> LoadDeferredTimeout:
-    return LoadDeferredTimeout("it waited.", model="big", waited=120.0, held_by=[("r1", "other")])
+from tests.unit.guarded.conftest import SOON, Ask, dead, deferred, guarded
 
 
 def test_an_answer_comes_as_it_is(ask: Ask) -> None:
@@ -132,56 +69,6 @@ def test_a_degraded_answer_is_asked_for_again_with_something_changed(
     assert result.guard.attempts[0].reasons == (reason,)
     assert result.guard.attempts[1].changed
     assert backend.calls[0][1] != backend.calls[1][1]
-
-
-def test_a_fallback_is_refused_and_carried(ask: Ask) -> None:
-    llm, backend = guarded({"big": [dead()] * 3})
-    with pytest.raises(FallbackRefused, match="big gave no full answer") as caught:
-        ask(llm, "6 * 7?")
-    error = caught.value
-    assert error.answer.text == "About forty."
-    assert error.answer.guard.fallback
-    assert error.answer.guard.requested_model == "big"
-    assert error.answer.guard.served_model == "small"
-    assert [a.model for a in error.guard.attempts] == ["big"] * 3 + ["small"]  # type: ignore[union-attr]
-    assert isinstance(error.__cause__, EngineDied)
-    assert not error.retryable
-    assert [model for model, _ in backend.calls] == ["big"] * 3 + ["small"]
-
-
-def test_a_fallback_is_marked(ask: Ask) -> None:
-    llm, _ = guarded({"big": [dead()] * 3}, on_fallback="mark")
-    result = ask(llm, "6 * 7?")
-    assert result.text == "About forty."
-    assert result.guard.fallback
-    assert not result.guard.as_asked
-    assert len(result.guard.attempts) == 4
-
-
-def test_a_fallback_is_held_until_the_model_answers(ask: Ask) -> None:
-    llm, backend = guarded({"big": [dead()] * 5}, on_fallback="hold")
-    result = ask(llm, "6 * 7?")
-    assert result.text == "Forty two."
-    assert result.guard.as_asked
-    models = [a.model for a in result.guard.attempts]
-    assert models == ["big"] * 3 + ["small"] + ["big"] * 3
-    assert len(backend.calls) == 7
-
-
-def test_a_held_fallback_is_returned_marked_at_the_deadline(ask: Ask) -> None:
-    policy = RetryPolicy(attempts=2, initial_wait=0.02, jitter=0, deadline=0.3)
-    llm, _ = guarded({"big": [dead()] * 1000}, on_fallback="hold", retry=policy)
-    result = ask(llm, "6 * 7?")
-    assert result.text == "About forty."
-    assert result.guard.fallback
-    assert result.guard.attempts[-1].model == "big"
-
-
-def test_a_model_that_cannot_come_back_is_not_waited_for(ask: Ask) -> None:
-    gone = ModelNotFound("there is none.")
-    llm, backend = guarded({"big": [gone] * 9}, on_fallback="hold")
-    assert ask(llm, "6 * 7?").guard.fallback
-    assert [model for model, _ in backend.calls] == ["big", "small"]
 
 
 def test_without_any_answer_the_attempts_are_exhausted(ask: Ask) -> None:
@@ -236,12 +123,6 @@ def test_a_degraded_answer_is_marked(ask: Ask) -> None:
     assert result.guard.degraded == ("loop",)
     assert not result.guard.as_asked and not result.guard.fallback
     assert len(result.guard.attempts) == 3
-
-
-def test_a_degraded_answer_of_a_fallback_is_no_answer_either(ask: Ask) -> None:
-    llm, _ = guarded({"big": [dead()] * 3, "small": [LOOP] * 3}, on_fallback="mark")
-    with pytest.raises(DegradedAnswer):
-        ask(llm, "6 * 7?")
 
 
 def test_a_cut_by_a_limit_of_the_callers_own_is_only_marked(ask: Ask) -> None:
@@ -322,21 +203,6 @@ def test_an_attempt_has_its_own_limit() -> None:
     assert seen == [2.5] * 3
 
 
-def test_another_kind_of_model_can_answer(ask: Ask) -> None:
-    backend = FaultyBackend(answers={"cloud": "From afar."})
-
-    class Cloud(Candidate):
-        name = "cloud"
-
-        def generate(self, call: Call) -> Result:
-            return backend.generate("cloud", call.prompt, request_id=call.request_id)
-
-    llm, _ = guarded({"big": [dead()] * 3}, fallbacks=[Cloud()], on_fallback="mark")
-    result = ask(llm, "?")
-    assert result.text == "From afar."
-    assert result.guard.fallback and result.guard.served_model == "cloud"
-
-
 def test_errors_of_another_library_are_retried_by_their_own_word(ask: Ask) -> None:
     class RateLimit(Exception):
         is_retryable = True
@@ -355,72 +221,26 @@ def test_errors_of_another_library_are_retried_by_their_own_word(ask: Ask) -> No
     assert isinstance(caught.value.__cause__, RateLimit)
 
 
-# ---- streams only -----------------------------------------------------------------------
+def test_one_object_serves_many_threads() -> None:
+    llm, backend = guarded({"big": [dead()] * 8})
+    texts: list[str] = []
+
+    def run() -> None:
+        try:
+            texts.append(llm.generate("?").text)
+        except FallbackRefused as error:
+            texts.append(error.answer.text)
+
+    threads = [threading.Thread(target=run) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(texts) == 16
+    assert len(backend.calls) >= 24 or "About forty." in texts
 
 
-def test_a_stream_is_tried_again_until_its_first_piece() -> None:
-    llm, _ = guarded({"big": [dead(), Broken(dead(), pieces=0)]}, hold_back=0)
-    chunks = list(llm.stream("?"))
-    assert "".join(c.text for c in chunks) == "Forty two."
-    assert len(chunks) == 2
-    assert chunks[-1].guard is not None and len(chunks[-1].guard.attempts) == 3
-    assert all(c.guard is None for c in chunks[:-1])
-
-
-def test_a_stream_that_breaks_later_is_told_and_never_mended_by_another_answer() -> None:
-    llm, backend = guarded({"big": [Broken(dead(), pieces=2)]}, hold_back=0)
-    passed: list[str] = []
-    with pytest.raises(AttemptsExhausted, match="broke off") as caught:
-        passed.extend(chunk.text for chunk in llm.stream("?"))
-    assert passed == ["Half. ", "Half. "]
-    assert isinstance(caught.value.__cause__, EngineDied)
-    assert len(backend.calls) == 1
-
-
-def test_holding_back_keeps_a_stream_safe_for_longer() -> None:
-    llm, _ = guarded({"big": [Broken(dead(), pieces=2)]}, hold_back=20)
-    assert "".join(c.text for c in llm.stream("?")) == "Forty two."
-
-
-def test_a_stream_tells_at_its_end_that_it_was_degraded() -> None:
-    llm, _ = guarded({"big": [LOOP]}, hold_back=0)
-    passed: list[str] = []
-    with pytest.raises(DegradedAnswer):
-        passed.extend(chunk.text for chunk in llm.stream("?"))
-    assert passed
-    llm, _ = guarded({"big": [LOOP]}, hold_back=0, on_degraded="mark")
-    last = list(llm.stream("?"))[-1]
-    assert last.guard is not None and last.guard.degraded == ("loop",)
-
-
-def test_a_refused_fallback_passes_nothing_on() -> None:
-    llm, _ = guarded({"big": [dead()] * 3}, hold_back=0)
-    passed: list[str] = []
-    with pytest.raises(FallbackRefused):
-        passed.extend(chunk.text for chunk in llm.stream("?"))
-    assert passed == []
-
-
-def test_a_stream_that_was_left_ends() -> None:
-    llm, _ = guarded({}, hold_back=0)
-    stream = llm.stream("?")
-    next(stream)
-    stream.close()
-    assert list(stream) == []
-    with llm.stream("?") as other:
-        pass
-    assert list(other) == []
-
-
-async def test_an_async_stream_that_was_left_ends() -> None:
-    llm, _ = guarded({}, hold_back=0)
-    stream = llm.astream("?")
-    await anext(stream)
-    await stream.aclose()
-    assert [chunk async for chunk in stream] == []
-
-
-# ---- cancelling ----------------------------------------------------------------------------
+# ---- cancelling ----------------------------------------------------------------------
 
 
 def test_cancelling_ends_a_pause_at_once() -> None:
@@ -466,7 +286,7 @@ async def test_a_cancelled_task_makes_no_further_attempt() -> None:
     assert len(backend.calls) == 1
 
 
-# ---- bad arguments ---------------------------------------------------------------------------
+# ---- bad arguments -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -508,22 +328,3 @@ def test_an_unknown_option_of_a_call_is_refused(ask: Ask) -> None:
     with pytest.raises(InvalidRequest, match="temprature"):
         ask(llm, "?", temprature=1)
     assert backend.calls == []
-
-
-def test_one_object_serves_many_threads() -> None:
-    llm, backend = guarded({"big": [dead()] * 8})
-    texts: list[str] = []
-
-    def run() -> None:
-        try:
-            texts.append(llm.generate("?").text)
-        except FallbackRefused as error:
-            texts.append(error.answer.text)
-
-    threads = [threading.Thread(target=run) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(texts) == 16
-    assert len(backend.calls) >= 24 or "About forty." in texts

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ast
+import gc
 import importlib.machinery
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from mlx_guarded_llm.errors import ModelUnsupported
 from mlx_guarded_llm.models import architectures
-from mlx_guarded_llm.models.architectures import check_supported
+from mlx_guarded_llm.models.architectures import check_supported, parse
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,39 @@ def test_architecture_names_choose_a_module(stub_mlx_lm: Path) -> None:
     check_supported({"model_type": "a", "architectures": ["AForCausalLM"]})
     with pytest.raises(ModelUnsupported):
         check_supported({"model_type": "a", "architectures": ["Other"]})
+
+
+@pytest.fixture
+def busy_collector() -> Iterator[None]:
+    """Garbage is collected often, and runs code: other threads get their turn in there."""
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        sum(range(50))
+
+    before = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(20)
+    yield
+    gc.set_threshold(*before)
+    gc.callbacks.remove(callback)
+
+
+def test_files_are_parsed_by_several_threads_at_once(busy_collector: None) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(parse, ["utils.py", "tokenizer_utils.py"] * 20))
+    assert all(tree.body for tree in trees)
+
+
+def test_a_tree_that_another_thread_spoilt_is_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, spoilt = ast.parse, iter([True, True, False])
+
+    def fake(source: str) -> ast.Module:
+        if next(spoilt):
+            raise SystemError("AST constructor recursion depth mismatch (before=37, after=102)")
+        return real(source)
+
+    monkeypatch.setattr(ast, "parse", fake)
+    assert parse("utils.py").body
 
 
 def test_without_mlx_lm_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
