@@ -4,7 +4,7 @@
                                                       the scripts; or: make bench
     python -m benchmarks --peers                      every case, peers as well; or:
                                                       make bench-peers
-    python -m benchmarks single batch --tokens 200 --json single.json --plot single.png
+    python -m benchmarks single batch-32 --tokens 200 --json some.json --plot some.png
     python -m benchmarks --large llama-8b --small phi3-mini     shapes, random weights
     python -m benchmarks --list
 
@@ -63,11 +63,9 @@ def main() -> int:
         listing(args)
         return 0
     scripts = [script for script in SCRIPTS if script[0] in args.names]
-    names = [name for name in NAMES if name in args.names]
-    if not args.names:
-        names = list(NAMES)
-        scripts = [] if args.peers else list(SCRIPTS)
-    failed = run_cases(names, args) if names else []
+    if not args.names and not args.peers:
+        scripts = list(SCRIPTS)
+    failed = run_cases(args) if make_cases(args) else []
     failed += [script[0] for script in scripts if not run_script(script)]
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
@@ -82,7 +80,8 @@ def arguments() -> argparse.Namespace:
     )
     peers = [make().name for make in (*SERVERS, *PYTHON_APIS)]
     choices = list(dict.fromkeys([*NAMES, *(script[0] for script in SCRIPTS)]))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}")
+    told = f"of {', '.join(choices)}, or of one case, see --list"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=told)
     parser.add_argument("--peers", action="store_true", help="other servers take part")
     parser.add_argument(
         "--without", action="append", default=[], choices=peers, help="a peer to leave out"
@@ -97,23 +96,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw the ratios")
     parser.add_argument("--list", action="store_true", help="tell the cases and scripts")
     args = parser.parse_args()
-    if unknown := sorted(set(args.names) - set(choices)):
+    args.gpu = False  # until it is known
+    cases = {case.name for case in make_cases(args, everything=True)}
+    if unknown := sorted(set(args.names) - set(choices) - cases):
         parser.error(f"no {', '.join(unknown)}; there are {', '.join(choices)}")
     return args
 
 
 def listing(args: argparse.Namespace) -> None:
     """Print what there is."""
-    args.gpu = False
-    for name in NAMES:
-        for case in make_cases(name, args):
-            print(textwrap.fill(f"{case.name}: {case.what} Aim: {case.aim}.", report.WIDTH))
+    for case in make_cases(args, everything=True):
+        print(textwrap.fill(f"{case.name}: {case.what} Aim: {case.aim}.", report.WIDTH))
     for script in SCRIPTS:
         print(f"python -m benchmarks.{' '.join(script)}")
 
 
-def run_cases(names: Sequence[str], args: argparse.Namespace) -> list[str]:
-    """Run cases and report them. Returns the names of those that failed."""
+def run_cases(args: argparse.Namespace) -> list[str]:
+    """Run the cases asked for and report them. Returns the names of those that failed."""
     on_gpu, device = subprocess.run(
         [sys.executable, "-c", DEVICE], check=True, capture_output=True, text=True
     ).stdout.split(maxsplit=1)
@@ -122,17 +121,16 @@ def run_cases(names: Sequence[str], args: argparse.Namespace) -> list[str]:
     comparisons: list[Comparison] = []
     failed: list[str] = []
     with folders(args) as models:
-        for name in names:
+        for case in make_cases(args):
             try:
-                for case in make_cases(name, args):
-                    comparison = run_case(case, models, args)
-                    comparisons.append(comparison)
-                    write(comparisons, args, device)
-                    if comparison.failed:
-                        failed.append(case.name)
+                comparison = run_case(case, models, args)
+                comparisons.append(comparison)
+                write(comparisons, args, device)
+                if comparison.failed:
+                    failed.append(case.name)
             except Exception:
                 traceback.print_exc()
-                failed.append(name)
+                failed.append(case.name)
     return failed
 
 

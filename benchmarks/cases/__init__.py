@@ -1,7 +1,7 @@
 """What is compared. Each module has `case(args)`, which makes a `Case` or several of them.
 
-`args` is the command line of `python -m benchmarks`: `tokens` an answer, and `gpu` for
-whether MLX computes on one.
+`args` is the command line of `python -m benchmarks`: `names`, `tokens` of an answer, and
+`gpu` for whether MLX computes on one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ NAMES = (
 )
 
 
-def make_cases(name: str, args: argparse.Namespace) -> list[Case]:
-    """The cases of one module of this package."""
-    module = importlib.import_module(f".{name}", __package__)
-    made = module.case(args)
-    return [made] if isinstance(made, Case) else list(made)
+def make_cases(args: argparse.Namespace, *, everything: bool = False) -> list[Case]:
+    """The cases that `args.names` names, by module or one by one; all where it is empty."""
+    made: list[Case] = []
+    for name in NAMES:
+        cases = importlib.import_module(f".{name}", __package__).case(args)
+        cases = [cases] if isinstance(cases, Case) else cases
+        wanted = everything or not args.names or name in args.names
+        made += [case for case in cases if wanted or case.name in args.names]
+    return made

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mlx_guarded_llm.memory.budget import PREFILL_STEP
 
-from ..harness import Case, Figure, whole
+from ..harness import Case, Failed, Figure, whole
 from ..pace import Numbers, makespan, story
 from ..side import Ask, Heard, Setup, Side
 
@@ -41,10 +41,8 @@ def case(args: argparse.Namespace) -> Case:
         return Ask(messages=[{"role": "user", "content": content}], max_tokens=4, after=after)
 
     def warm_up(side: Side) -> None:
-        whole(side.together(streams(side)))  # kernels are compiled here
-        alone = whole(side.together(streams(side)))
-        decoding = max(stream.first for stream in alone)  # all of them, from then on
-        arrives[side.name] = decoding + ARRIVES * (makespan(alone) - decoding)
+        whole(side.together([*streams(side), long(side)]))  # kernels are compiled here
+        arrives[side.name] = min(arrival(whole(side.together(streams(side)))) for _ in range(2))
         measure(side)
 
     def measure(side: Side) -> Figure:
@@ -52,6 +50,8 @@ def case(args: argparse.Namespace) -> Case:
         asks = [*streams(side), long(side, after=arrives[side.name])]
         *others, newcomer = whole(side.together(asks))
         gap = worst_gap(others, newcomer)
+        if not gap:
+            raise Failed("the streams were over before the long prompt arrived")
         chunk = prefill.first / chunks
         return Figure(
             value=gap,
@@ -78,6 +78,12 @@ def case(args: argparse.Namespace) -> Case:
     )
 
 
+def arrival(streams: Sequence[Heard]) -> float:
+    """When the long prompt is to come, in seconds after streams like these began."""
+    decoding = max(stream.first for stream in streams)  # all of them, from then on
+    return decoding + ARRIVES * (makespan(streams) - decoding)
+
+
 def long_text(folder: Path, tokens: int) -> str:
     """Text of about so many tokens of a model."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -88,7 +94,8 @@ def long_text(folder: Path, tokens: int) -> str:
 def worst_gap(streams: Sequence[Heard], newcomer: Heard) -> float:
     """The longest time between two pieces of a stream while the newcomer's prompt ran.
 
-    What is not over when the newcomer's first token comes counts as a whole.
+    What is not over when the newcomer's first token comes counts as a whole; 0 if none
+    of them was still running.
     """
     began, first = newcomer.began, newcomer.began + newcomer.first
     gaps = [

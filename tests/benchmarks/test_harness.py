@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks import report
-from benchmarks.cases import NAMES
+from benchmarks.cases import NAMES, make_cases
 from benchmarks.harness import LIMIT, OURS, Case, Comparison, Failed, Figure, compare, whole
 from benchmarks.ours import Ours
 from benchmarks.raw import Raw
@@ -302,3 +303,22 @@ def test_raw_keeps_the_prefix_of_a_chat(models: Mapping[str, Path]) -> None:
         assert (first.text, first.tokens) == (again.text, again.tokens)
     finally:
         side.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "cases"),
+    [
+        (["batch"], ["batch-1", "batch-8", "batch-32"]),
+        (["newcomer-0", "batch-32"], ["batch-32", "newcomer-0"]),
+        (["two_models", "two-models"], ["two-models", "two-models-mix", "two-models-chain"]),
+        (["overhead"], []),
+    ],
+)
+def test_cases_by_module_or_by_name(names: list[str], cases: list[str]) -> None:
+    args = argparse.Namespace(names=names, tokens=24, gpu=False, passages=None)
+    assert [case.name for case in make_cases(args)] == cases
+
+
+def test_no_name_means_every_case() -> None:
+    args = argparse.Namespace(names=[], tokens=24, gpu=False, passages=None)
+    assert len({case.name for case in make_cases(args)}) == len(make_cases(args)) > len(NAMES)
