@@ -44,7 +44,7 @@ class _Rag:
         self._queries = [_text(draw, WORDS // 2) for _ in range(QUERIES)]
         self._numbers = Numbers()
         self._tokens = 0
-        self._scratch = tempfile.TemporaryDirectory(prefix="embedder-")
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._embedder = ""
 
     def case(self) -> Case:
@@ -78,6 +78,7 @@ class _Rag:
             return EMBEDDER
         except GuardedLLMError as error:
             side.notes.append(f"random weights in place of {EMBEDDER}: {error}")
+            self._scratch = tempfile.TemporaryDirectory(prefix="embedder-")
             folder = Path(self._scratch.name) / "embedder"
             return str(make_tiny_embedder(folder, hidden_size=384, layers=6, context_window=512))
 
