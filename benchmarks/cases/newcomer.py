@@ -75,8 +75,9 @@ class _Newcomer:
         )
         if new.began >= long.ended:
             raise Failed(f"the long answer ended after {long.seconds:.1f} s, {long.tokens} tokens")
-        if details:
+        if isinstance(side, Ours):
             details["of alone"] = new.first / details["alone, s"]
+            details["its load, s"] = side.guards[new].loading
         details |= {"long answer, s": long.seconds, "its worst gap, s": long.worst_gap}
         return Figure(value=new.first, details=details)
 
