@@ -56,9 +56,11 @@ class _Newcomer:
 
     def _warm_up(self, side: Side) -> None:
         tokens = tokens_lasting(side, self._numbers, LONG)
-        if isinstance(side, (Ours, Raw)):
-            self._alone(side)
         self._tokens = self._tokens or tokens
+        if isinstance(side, Raw):
+            self._alone(side)
+        elif isinstance(side, Ours):
+            self._measure(side)  # peers start anew in each round
 
     def _measure(self, side: Side) -> Figure:
         details: dict[str, float] = {}
