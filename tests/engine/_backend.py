@@ -9,6 +9,7 @@ from typing import Any
 from mlx_guarded_llm import Backend, Chunk, Event
 
 PATIENCE = 60.0  # seconds; only a hang takes so long
+TEXT = "The quick brown fox jumps over the lazy dog."  # what a scripted model says
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -53,6 +54,7 @@ def active_memory() -> int:
 
     import mlx.core as mx
 
+    mx.synchronize()
     gc.collect()
     return int(mx.get_active_memory())
 

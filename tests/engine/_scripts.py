@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
-
 ROOT = Path(__file__).parents[2]
-TEXT = "The quick brown fox jumps over the lazy dog."
 
 _PREAMBLE = """\
 import asyncio, contextlib, faulthandler, os, signal, sys, threading, time
@@ -61,14 +58,6 @@ class Ended:
         """No word of an abort, of the interpreter or of a thread that nobody expected."""
         words = ("terminate called", "Fatal", "Abort", "Exception ignored", "Exception in thread")
         return self.code != -signal.SIGABRT and not any(word in self.err for word in words)
-
-
-def script_models(folder: Path) -> tuple[str, str, str]:
-    """The models TINY, SCRIPTED, which says `TEXT`, and OTHER."""
-    tiny = make_tiny_model(folder / "tiny", context_window=100_000)
-    scripted = make_scripted_model(folder / "scripted", TEXT)
-    other = make_tiny_model(folder / "other", architecture="qwen3", seed=1)
-    return str(tiny), str(scripted), str(other)
 
 
 def run_script(

@@ -14,7 +14,7 @@ from tests.engine._embed import TEXTS
 
 
 class TestOtherArchitectures:
-    """mlx-embeddings has more types than BERT; made by itself, on the MLX thread."""
+    """The models are made by mlx-embeddings itself, on the MLX thread."""
 
     @pytest.mark.parametrize(
         ("kind", "config"),

@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine._scripts import TEXT, run_script, script_models
+from tests.engine._backend import TEXT
+from tests.engine._scripts import run_script
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
-    return script_models(tmp_path_factory.mktemp("models"))
 
 
 WAIT_FOR_CHILD = """

@@ -1,13 +1,10 @@
-"""One thread touches MLX, wherever the callers are and however many.
-
-Each test runs in this process, whose MLX thread they share, as applications do.
-"""
+"""One thread touches MLX, wherever the callers are and however many."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +12,7 @@ import pytest
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.engine.thread import mlx_thread
-from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
-from tests.engine._backend import wait_until
-from tests.engine._threads import TEXT
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_model(folder / "tiny", context_window=50_000)
-    make_tiny_model(folder / "other", architecture="qwen3", seed=1)
-    make_scripted_model(folder / "scripted", TEXT)
-    return folder
-
-
-@pytest.fixture
-def backend(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path))
-    with Backend(isolation="thread", load_wait=0.0, timeout=60.0) as backend:
-        yield backend
-
+from tests.engine._backend import TEXT, wait_until
 
 # ---- one thread ----------------------------------------------------------------------
 

@@ -1,7 +1,4 @@
-"""What leaves the MLX thread holds no array: no result, and no exception.
-
-Each test runs in this process, whose MLX thread they share, as applications do.
-"""
+"""What leaves the MLX thread holds no array: no result, and no exception."""
 
 from __future__ import annotations
 
@@ -24,25 +21,7 @@ from mlx_guarded_llm.errors import (
     NonFiniteLogits,
 )
 from mlx_guarded_llm.testing.tiny import make_tiny_model
-from tests.engine._threads import active_memory
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_model(folder / "tiny", context_window=50_000)
-    make_tiny_model(folder / "nan", nan=True)
-    config = make_tiny_model(folder / "mismatched") / "config.json"
-    layers = '"num_hidden_layers": 2', '"num_hidden_layers": 3'
-    config.write_text(config.read_text().replace(*layers))
-    return folder
-
-
-@pytest.fixture
-def backend(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path))
-    with Backend(isolation="thread", load_wait=0.0, timeout=60.0) as backend:
-        yield backend
+from tests.engine.threads.conftest import active_memory
 
 
 def reachable(error: BaseException) -> Iterator[object]:

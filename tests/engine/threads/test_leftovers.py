@@ -1,7 +1,4 @@
-"""A backend that is closed leaves nothing: no thread and no memory.
-
-Each test runs in this process, whose MLX thread they share, as applications do.
-"""
+"""A backend that is closed leaves nothing: no thread and no memory."""
 
 from __future__ import annotations
 
@@ -18,18 +15,8 @@ from mlx_guarded_llm import Backend
 from mlx_guarded_llm.engine.engine import Engine
 from mlx_guarded_llm.engine.protocol import EngineOptions, Report
 from mlx_guarded_llm.errors import BackendClosed, EngineDied
-from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
 from tests.engine._backend import wait_until
-from tests.engine._threads import TEXT, active_memory
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny_model(folder / "tiny", context_window=50_000)
-    make_tiny_model(folder / "other", architecture="qwen3", seed=1)
-    make_scripted_model(folder / "scripted", TEXT)
-    return folder
+from tests.engine.threads.conftest import active_memory
 
 
 def ours() -> Counter[str]:
