@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from pathlib import Path
 from mlx_guarded_llm import Catalog
 
 from . import report
-from .cases import NAMES, make_cases
+from .cases import NAMES, all_cases, chosen_cases
 from .harness import Case, Comparison, compare
 from .ours import Ours
 from .peers import PYTHON_APIS, SERVERS
@@ -65,7 +66,7 @@ def main() -> int:
     scripts = [script for script in SCRIPTS if script[0] in args.names]
     if not args.names and not args.peers:
         scripts = list(SCRIPTS)
-    failed = run_cases(args) if make_cases(args) else []
+    failed = run_cases(args) if chosen_cases(args) else []
     failed += [script[0] for script in scripts if not run_script(script)]
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
@@ -97,7 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="tell the cases and scripts")
     args = parser.parse_args()
     args.gpu = False  # until it is known
-    cases = {case.name for case in make_cases(args, everything=True)}
+    cases = {case.name for cases in all_cases(args).values() for case in cases}
     if unknown := sorted(set(args.names) - set(choices) - cases):
         parser.error(f"no {', '.join(unknown)}; there are {', '.join(choices)}")
     return args
@@ -105,7 +106,7 @@ def arguments() -> argparse.Namespace:
 
 def listing(args: argparse.Namespace) -> None:
     """Print what there is."""
-    for case in make_cases(args, everything=True):
+    for case in itertools.chain.from_iterable(all_cases(args).values()):
         print(textwrap.fill(f"{case.name}: {case.what} Aim: {case.aim}.", report.WIDTH))
     for script in SCRIPTS:
         print(f"python -m benchmarks.{' '.join(script)}")
@@ -121,7 +122,7 @@ def run_cases(args: argparse.Namespace) -> list[str]:
     comparisons: list[Comparison] = []
     failed: list[str] = []
     with folders(args) as models:
-        for case in make_cases(args):
+        for case in chosen_cases(args):
             try:
                 comparison = run_case(case, models, args)
                 comparisons.append(comparison)

@@ -221,10 +221,7 @@ def await_end(processes: Sequence[psutil.Process], timeout: float) -> None:
     A signal takes a moment to arrive. Those whose parent has not asked for their exit
     status, zombies, have ended too.
     """
-    deadline = time.monotonic() + timeout
-    for process in processes:
-        while is_running(process) and time.monotonic() < deadline:
-            time.sleep(0.005)
+    _wait_while(is_running, processes, timeout)
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -237,10 +234,17 @@ def is_running(process: psutil.Process) -> bool:
 
 def _await_stopped(processes: Sequence[psutil.Process]) -> None:
     """Wait until signals have arrived; what ends or will not stop is not waited for."""
-    deadline = time.monotonic() + STOP_GRACE
+    _wait_while(lambda process: process.status() in _MOVING, processes, STOP_GRACE)
+
+
+def _wait_while(
+    state: Callable[[psutil.Process], bool], processes: Sequence[psutil.Process], timeout: float
+) -> None:
+    """Wait until no process is in a state, at most `timeout` seconds for all of them."""
+    deadline = time.monotonic() + timeout
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            while process.status() in _MOVING and time.monotonic() < deadline:
+            while state(process) and time.monotonic() < deadline:
                 time.sleep(0.001)
 
 

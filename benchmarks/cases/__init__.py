@@ -27,12 +27,17 @@ NAMES = (
 )
 
 
-def make_cases(args: argparse.Namespace, *, everything: bool = False) -> list[Case]:
-    """The cases that `args.names` names, by module or one by one; all where it is empty."""
-    made: list[Case] = []
-    for name in NAMES:
-        cases = importlib.import_module(f".{name}", __package__).case(args)
-        cases = [cases] if isinstance(cases, Case) else cases
-        wanted = everything or not args.names or name in args.names
-        made += [case for case in cases if wanted or case.name in args.names]
-    return made
+def all_cases(args: argparse.Namespace) -> dict[str, list[Case]]:
+    """Every case, by module of this package."""
+    made = {n: importlib.import_module(f".{n}", __package__).case(args) for n in NAMES}
+    return {name: [one] if isinstance(one, Case) else one for name, one in made.items()}
+
+
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    """Those that `args.names` names, by module or one by one; all where it is empty."""
+    return [
+        case
+        for module, cases in all_cases(args).items()
+        for case in cases
+        if not args.names or {module, case.name} & set(args.names)
+    ]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks import report
-from benchmarks.cases import NAMES, make_cases
+from benchmarks.cases import NAMES, chosen_cases
 from benchmarks.harness import LIMIT, OURS, Case, Comparison, Failed, Figure, compare, whole
 from benchmarks.ours import Ours
 from benchmarks.raw import Raw
@@ -316,9 +316,9 @@ def test_raw_keeps_the_prefix_of_a_chat(models: Mapping[str, Path]) -> None:
 )
 def test_cases_by_module_or_by_name(names: list[str], cases: list[str]) -> None:
     args = argparse.Namespace(names=names, tokens=24, gpu=False, passages=None)
-    assert [case.name for case in make_cases(args)] == cases
+    assert [case.name for case in chosen_cases(args)] == cases
 
 
 def test_no_name_means_every_case() -> None:
     args = argparse.Namespace(names=[], tokens=24, gpu=False, passages=None)
-    assert len({case.name for case in make_cases(args)}) == len(make_cases(args)) > len(NAMES)
+    assert len({case.name for case in chosen_cases(args)}) == len(chosen_cases(args)) > len(NAMES)
