@@ -7,23 +7,37 @@ EXTRA ?= $(if $(filter Linux,$(shell uname -s)),cpu)
 # Test processes side by side; 0 runs them in this one.
 WORKERS ?= 2
 MINUTES ?= 30
-KILLS ?= 200
-# Further words for pytest, the benchmarks, the soak or the chaos.
+# Of `make chaos`; `make remote-chaos` has 100.
+KILLS ?= $(if $(filter remote-chaos,$(MAKECMDGOALS)),100,200)
+# More arguments for pytest, the benchmarks, the soak or the chaos run.
 ARGS ?=
 # UPGRADE=1 lets `make constraints` move pins that still satisfy pyproject.toml.
 UPGRADE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Raise the number when an existing .venv must be rebuilt, because the setup has changed.
+BUILT := $(VENV)/.built-2
 STAMP := $(VENV)/.setup-$(or $(EXTRA),metal)
 DISTRIBUTIONS := $(wildcard integrations/*)
 PYPROJECTS := pyproject.toml $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 REQUIREMENTS := requirements/dev.txt $(if $(EXTRA),requirements/$(EXTRA).txt)
-SUITES := $(filter-out tests/standard tests/conftest.py %__pycache__,$(wildcard tests/*))
+NPM := tests/server/npm
+CLIENTS := $(NPM)/node_modules/.installed
+AXE := tests/browser/axe
+BARRIERS := $(AXE)/node_modules/.installed
+SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/conftest.py %__pycache__,$(wildcard tests/*))
+# What any backend can do. Faults and deaths are those of an engine that is at hand.
+CONTRACT := $(filter-out %_faults.py %_death.py,$(wildcard tests/engine/test_backend_*.py))
+
+# Open WebUI has pins of its own, for nearly all that it installs.
+OPENWEBUI_VERSION := 0.12.4
+OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-standard lint format bench bench-peers soak \
-	chaos docs notebooks build constraints clean
+.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-remote \
+	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs \
+	notebooks build constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,17 +47,36 @@ setup: $(STAMP) ## build .venv (EXTRA=cuda13 for another back end)
 demo: $(STAMP) ## watch a load wait for a generation
 	$(BIN)/mlx-guarded demo
 
-# In their order: by the number of their tests, files of one long test would come last.
+# Files run in the order of collection. Sorted by number of tests, a file with a single long
+# test would come last.
 test: $(STAMP) ## every test but the long ones, with coverage of guard and memory
-	$(BIN)/pytest $(SUITES) -m "not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(BIN)/pytest $(SUITES) -m "not soak and not standard and not npm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
 
 test-notebooks: $(STAMP) ## run every notebook from its first cell to its last
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=1200 notebooks $(ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=1200 \
+		-o faulthandler_timeout=1300 notebooks $(ARGS)
 
-test-standard: $(STAMP) ## the frameworks' own integration suites on real models, ~8 minutes
-	$(BIN)/pytest tests/standard -n 0 $(ARGS)
+test-npm: $(STAMP) $(CLIENTS) ## the server with the clients from npm, ~2 minutes
+	$(BIN)/pytest $(NPM) -n $(WORKERS) $(ARGS)
+
+npm-clients: $(CLIENTS) ## install them, and Node.js if it is missing
+
+test-browser: $(STAMP) $(BARRIERS) ## the server's live view in Chromium, ~3 minutes
+	tests/browser/install-chromium
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/browser.txt
+	$(BIN)/pytest tests/browser -n 0 $(ARGS)
+
+test-remote: $(STAMP) ## the backend's contract over HTTP: Backend.connect to a server, ~12 minutes
+	MLX_GUARDED_TEST_REMOTE=1 $(BIN)/pytest $(CONTRACT) --no-cov -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-standard: $(STAMP) ## the frameworks' own integration suites, ~8 minutes
+	$(BIN)/pytest tests/standard tests/server/clients -m standard -n 0 -o faulthandler_timeout=1000 $(ARGS)
+
+test-openwebui: $(STAMP) $(OPENWEBUI)/.built ## Open WebUI in a browser (needs chromium), ~5 minutes
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/browser.txt
+	OPENWEBUI=$(OPENWEBUI)/bin/open-webui $(BIN)/pytest tests/openwebui -n 0 $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -60,11 +93,24 @@ bench: $(STAMP) ## every case against raw mlx-lm, then the scripts
 bench-peers: $(STAMP) ## every case against raw mlx-lm and other servers, which it installs
 	$(BIN)/python -m benchmarks --peers $(ARGS)
 
+bench-clients: $(STAMP) ## what clients of our server and of others meet, ~40 minutes
+	$(BIN)/python -m benchmarks.clients $(ARGS)
+
 soak: $(STAMP) ## mixed load for MINUTES=30 (ARGS="--isolation thread")
-	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+	$(BIN)/python -m tests.soak.soak --minutes $(MINUTES) $(ARGS)
+
+serve-soak: $(STAMP) ## 200 clients at one server for five minutes (ARGS="--strict")
+	$(BIN)/python -m tests.soak.serve --clients 200 --seconds 300 $(ARGS)
+
+serve-fuzz: $(STAMP) ## 5,000 requests from the OpenAPI document, then 2,000 that are no HTTP
+	$(BIN)/python -m tests.soak.fuzz_api --cases 5000 $(ARGS)
+	$(BIN)/python -m tests.soak.fuzz_wire --cases 2000 $(ARGS)
 
 chaos: $(STAMP) ## kill the worker KILLS=200 times under load
-	$(BIN)/python benchmarks/chaos.py --kills $(KILLS) $(ARGS)
+	$(BIN)/python -m tests.soak.chaos --kills $(KILLS) $(ARGS)
+
+remote-chaos: $(STAMP) ## kill a server or its engine KILLS=100 times under eight clients
+	$(BIN)/python -m tests.soak.remote --kills $(KILLS) $(ARGS)
 
 docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -75,25 +121,48 @@ notebooks: $(STAMP) ## run them and write their outputs (ARGS=rag for one)
 build: $(STAMP) ## wheels and source archives of the four distributions, into dist/
 	$(BIN)/uv build --all-packages --no-build-isolation --python $(BIN)/python
 
-constraints: $(BIN)/uv ## compile requirements/ anew (UPGRADE=1 moves every pin)
+constraints: $(BUILT) ## compile requirements/ anew (UPGRADE=1 moves every pin)
 	UV=$(BIN)/uv UPGRADE=$(UPGRADE) requirements/compile
 
 clean: ## remove .venv and everything built
+	rm -rf $(NPM)/node_modules $(AXE)/node_modules
 	rm -rf $(VENV) build dist site .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find mlx_guarded_llm integrations tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
-$(BIN)/uv: requirements/setup.txt
+$(BUILT): requirements/setup.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# Without what it needs to run models by itself; its own list says what that leaves.
+$(OPENWEBUI)/.built: | $(STAMP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OPENWEBUI)
+	$(BIN)/uv pip install --quiet --python $(OPENWEBUI)/bin/python --no-deps \
+		open-webui==$(OPENWEBUI_VERSION)
+	$(BIN)/uv pip install --quiet --python $(OPENWEBUI)/bin/python \
+		-r $(OPENWEBUI)/lib/python*/site-packages/requirements-slim.txt
+	@touch $@
+
 # `uv pip sync` removes what is not listed, so a change of EXTRA leaves no second back end.
-$(STAMP): $(BIN)/uv $(PYPROJECTS) $(REQUIREMENTS)
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes $(REQUIREMENTS)
+# Copied, not linked to uv's cache: nltk refuses to read linked files, and so LlamaIndex's
+# splitters fail on any text that has to be split.
+$(STAMP): $(BUILT) $(PYPROJECTS) $(REQUIREMENTS)
+	$(BIN)/uv pip sync --link-mode copy --quiet --python $(BIN)/python --require-hashes $(REQUIREMENTS)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
 		--editable . $(addprefix --editable ,$(DISTRIBUTIONS))
 	@rm -f $(VENV)/.setup-*
-	@touch $(BIN)/uv $@
+	@touch $@
+
+$(BARRIERS): $(addprefix $(AXE)/,.npmrc package.json package-lock.json)
+	$(NPM)/install-node
+	cd $(AXE) && npm ci --ignore-scripts
+	@touch $@
+
+# Without their install scripts, which only copy what the packages contain.
+$(CLIENTS): $(addprefix $(NPM)/,install-node .npmrc package.json package-lock.json)
+	$(NPM)/install-node
+	cd $(NPM) && npm ci --ignore-scripts
+	@touch $@

@@ -44,6 +44,7 @@ SCRIPTS = (
     ("grammar", "--tokens", "24", "--rows", "8", "--rounds", "3"),
     ("layers", "--shape", "tiny"),
     ("isolation", "--shape", "tiny", "--tokens", "200"),
+    ("http", "--shape", "tiny", "--rounds", "3"),
     ("isolation", "--tokens", "24", "--rows", "8", "--rounds", "2"),
     ("crash", "--shape", "tiny", "--tokens", "200", "--rounds", "3"),
     ("crash", "--model", "smollm2-135m-bf16", "--rounds", "2"),

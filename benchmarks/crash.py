@@ -33,7 +33,7 @@ PARTS = ("death seen", "worker", "of it spawn", "of it import", "load", "prefill
 
 
 def crash(backend: Backend, model: str, tokens: int, after: int) -> dict[str, float]:
-    """Abort the worker after so many pieces of an answer. Seconds of each part.
+    """Abort the worker after that many pieces of an answer. Returns the seconds of each part.
 
     Raises:
         RuntimeError: the answer was not resumed.

@@ -41,13 +41,15 @@ FRAME = re.compile(r"(?P<function>.+) \((?P<file>.+?)(:(?P<line>\d+))?\)$")
 
 # What a sample is put down to: the first place that its frames are in, from the innermost.
 PLACES = (
-    ("mlx_guarded_llm/engine/sampling.py", "sampling"),
-    ("mlx_guarded_llm/engine/penalties.py", "sampling"),
-    ("mlx_guarded_llm/engine/constraint.py", "grammar"),
+    ("mlx_guarded_llm/engine/decode/sampling.py", "sampling"),
+    ("mlx_guarded_llm/engine/decode/penalties.py", "sampling"),
+    ("mlx_guarded_llm/engine/decode/constraint.py", "grammar"),
     ("mlx_lm/models", "the model's graph"),
     ("mlx/nn", "the model's graph"),
-    ("mlx_guarded_llm/engine/text.py", "text"),
-    ("mlx_guarded_llm/engine/batch.py", "the batch"),
+    ("mlx_guarded_llm/engine/output/text.py", "text"),
+    ("mlx_guarded_llm/engine/output/structure.py", "text"),
+    ("mlx_guarded_llm/engine/output/calls", "text"),
+    ("mlx_guarded_llm/engine/decode/batch.py", "the batch"),
     ("mlx_lm/generate.py", "the batch"),
     ("mlx_guarded_llm", "the engine"),
 )
@@ -188,7 +190,7 @@ def _draw(
 
 
 def profile(backend: Backend, model: str, rows: int, seconds: float) -> dict[Stack, int]:
-    """Sample the worker while so many streams run.
+    """Sample the worker while that many streams run.
 
     Raises:
         CannotSample: see `sample`.

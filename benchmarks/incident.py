@@ -59,7 +59,7 @@ def replay(backend: Backend, large: str, small: str, tokens: int, at: float) -> 
 
 
 def calibrate(backend: Backend, large: str, seconds: float, at_most: int) -> int:
-    """How many tokens the large model makes in so many seconds."""
+    """How many tokens the large model makes in that many seconds."""
     backend.generate(large, QUESTION, max_tokens=64)  # kernels are compiled here
     result = backend.generate(large, QUESTION, max_tokens=128)
     rate = (result.usage.completion_tokens - 1) / result.guard.decode

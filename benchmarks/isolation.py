@@ -39,7 +39,7 @@ def first_token(backend: Backend, model: str) -> float:
 
 
 def pace(backend: Backend, model: str, tokens: int, rows: int) -> float:
-    """Tokens per second of so many streams at once."""
+    """Tokens per second of that many streams at once."""
     began = time.perf_counter()
     return stream_rows(backend, model, tokens, rows) / (time.perf_counter() - began)
 

@@ -60,9 +60,9 @@ def our_batch(folder: str, tokens: int, rows: int) -> Callable[[], int]:
     """Our `ContinuousBatch` with nothing around it, on the MLX thread."""
 
     def work() -> int:
-        from mlx_guarded_llm.engine.batch import ContinuousBatch
-        from mlx_guarded_llm.engine.decoder import Job, Token
-        from mlx_guarded_llm.engine.prefix import PrefixCaches
+        from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
+        from mlx_guarded_llm.engine.decode.decoder import Token, TokenSequence
+        from mlx_guarded_llm.engine.residency.prefix import PrefixCaches
         from mlx_guarded_llm.params import SamplingParams
 
         model, tokenizer = _raw_model(folder)
@@ -70,7 +70,7 @@ def our_batch(folder: str, tokens: int, rows: int) -> Callable[[], int]:
         batch = ContinuousBatch(model, tokenizer, prefix, max_active=rows, prefill_step_size=2048)
         params = SamplingParams(max_tokens=tokens)
         for i in range(rows):
-            batch.insert(Job(str(i), _encode(tokenizer, i), params, 0, tokens))
+            batch.insert(TokenSequence(str(i), _encode(tokenizer, i), params, 0, tokens))
         count = 0
         while len(batch):
             count += sum(1 for update in batch.step() if isinstance(update, Token))

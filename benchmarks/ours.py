@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import psutil
@@ -63,7 +64,8 @@ class Ours(Side):
         }
         try:
             if setup.fits_one:
-                options["memory_budget"] = self._budget_for_one(options)
+                options["memory_budget"], note = budget_for_one(self._folders.values(), options)
+                self.notes.append(note)
             self._backend = Backend(**options)
             for name in setup.loaded:
                 self._backend.load(self._folders[name])
@@ -112,20 +114,25 @@ class Ours(Side):
         # With isolation="thread" there is no worker: it is this process, which goes on.
         return family(self._backend.worker_pid) if self._backend else []
 
-    def _budget_for_one(self, options: dict[str, Any]) -> int:
-        """Bytes in which either model fits, but not both.
 
-        Each is loaded for it, alone, because what a model was measured to take counts.
-        """
-        weights: list[int] = []
-        besides: list[int] = []  # the prefix cache, and the peak of a prefill
-        with Backend(**options) as backend:
-            for folder in self._folders.values():
-                backend.load(folder)
-                size = sum(info.memory_bytes for info in backend.models())
-                weights.append(size)
-                besides.append(backend.memory()[0] - size)
-                backend.unload(folder)
-        room = int(ROOM * min(weights))
-        self.notes.append(f"memory for one model, and {room / 1e6:.0f} MB for its KV caches")
-        return max(weights) + room + max(besides)
+def budget_for_one(folders: Iterable[str], options: Mapping[str, Any]) -> tuple[int, str]:
+    """Bytes in which either of two models fits, but not both, and a note that says so.
+
+    Each is loaded for it, alone, because what a model was measured to take counts.
+
+    Args:
+        folders: of the models.
+        options: of the `Backend` that measures them.
+    """
+    weights: list[int] = []
+    besides: list[int] = []  # the prefix cache, and the peak of a prefill
+    with Backend(**options) as backend:
+        for folder in folders:
+            backend.load(folder)
+            size = sum(info.memory_bytes for info in backend.models())
+            weights.append(size)
+            besides.append(backend.memory()[0] - size)
+            backend.unload(folder)
+    room = int(ROOM * min(weights))
+    note = f"memory for one model, and {room / 1e6:.0f} MB for its KV caches"
+    return max(weights) + room + max(besides), note

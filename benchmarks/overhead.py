@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from mlx_guarded_llm.guard import Guard, Start
+from mlx_guarded_llm.guard import Action, Guard, GuardLimits, Start
 from mlx_guarded_llm.memory.footprint import Footprint
 from mlx_guarded_llm.memory.ledger import Ledger
 from mlx_guarded_llm.record import Record
@@ -83,16 +83,20 @@ Samples = dict[str, list[float]]
 # ---- the guard ---------------------------------------------------------------------------
 
 
+def submit(
+    guard: Guard, now: float, request_id: str, model: str, *, expires: float | None = None
+) -> list[Action]:
+    """A request that has at once all that it takes to start."""
+    guard.submit(now, request_id, model, expires=expires)
+    guard.fetched(request_id)
+    return guard.prepared(now, request_id)
+
+
 def standing(requests: int, jobs: int) -> tuple[Guard, Ledger, list[str]]:
     """A guard with this much waiting, and the ids of its active generations."""
     ledger = Ledger(1 << 60)
-    guard = Guard(
-        room=ledger,
-        emit=Record().append,
-        max_active=PLACES,
-        max_queue=1 << 30,
-        load_wait=1e9,
-    )
+    limits = GuardLimits(max_active=PLACES, max_queue=1 << 30, load_wait=1e9)
+    guard = Guard(limits, ledger=ledger, emit=Record().append)
     for model in ("a", "b", "c"):
         ledger.know_model(model, LLAMA_8B)
         guard.ask_load(0, f"first-{model}", model)
@@ -100,10 +104,10 @@ def standing(requests: int, jobs: int) -> tuple[Guard, Ledger, list[str]]:
     active = [f"active-{i}" for i in range(PLACES)]
     for request_id in active:
         ledger.know_request(request_id, "a", 1_000)
-        guard.submit(0, request_id, "a")
+        submit(guard, 0, request_id, "a")
     for i in range(requests):
         ledger.know_request(f"r{i}", "a", 1_000)
-        guard.submit(0, f"r{i}", "a", expires=1e9 + i)
+        submit(guard, 0, f"r{i}", "a", expires=1e9 + i)
     for i in range(jobs):
         ledger.know_model(f"m{i}", LLAMA_8B)
         guard.ask_load(0, f"j{i}", f"m{i}")
@@ -128,18 +132,18 @@ def time_calls(requests: int, jobs: int, calls: int) -> Samples:
 
     for i in range(calls):
         ledger.know_request(f"new-{i}", "a", 1_000)
-        timed("submit", guard.submit, 1, f"new-{i}", "a", expires=1e9)
+        timed("submit", submit, guard, 1, f"new-{i}", "a", expires=1e9)
         timed("tick", guard.tick, 1)
         timed("deadline", guard.next_deadline)
         timed("cancel", guard.cancel, 1, f"new-{i}")
         ledger.forget_request(f"new-{i}", "a")
         timed("job", load_and_cancel, f"n{i}")
         ledger.know_request(f"one-{i}", "b", 1_000)
-        assert timed("start", guard.submit, 1, f"one-{i}", "b", expires=1e9)
+        assert timed("start", submit, guard, 1, f"one-{i}", "b", expires=1e9)
         timed("end", guard.ended, 1, f"one-{i}", cause="stop", **TOLD)
         # One ends and the next starts; another joins behind, so that the queue stands.
         ledger.know_request(f"next-{i}", "a", 1_000)
-        guard.submit(1, f"next-{i}", "a", expires=1e9)
+        submit(guard, 1, f"next-{i}", "a", expires=1e9)
         _, actions = timed("cycle", guard.ended, 1, active.pop(0), cause="stop", **TOLD)
         active += [action.request_id for action in actions if isinstance(action, Start)]
         assert len(active) == PLACES

@@ -41,7 +41,7 @@ def story(
     options: Mapping[str, Any] | None = None,
     after: float = 0.0,
 ) -> Ask:
-    """A request with a short prompt and an answer of so many tokens."""
+    """A request with a short prompt and an answer of that many tokens."""
     return Ask(
         messages=[{"role": "user", "content": PROMPT.format(number)}],
         max_tokens=tokens,

@@ -81,7 +81,7 @@ class Worker:
         return {"pieces": pieces, "ended": ended, "tokens": len(tokens), "text": "".join(texts)}
 
     def batch(self, *, asks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """All answers of one `BatchGenerator`; a row is inserted `after` so many seconds."""
+        """All answers of one `BatchGenerator`; a row is inserted `after` that many seconds."""
         model, tokenizer = self._models[asks[0]["model"]]
         prompts = [_encode(tokenizer, ask["messages"]) for ask in asks]
         samplers = _shared_samplers(asks)

@@ -52,13 +52,16 @@ SHAPES = {
 }
 
 
-def make_shape(name: str, folder: Path, *, seed: int = 0) -> Path:
+def make_shape(name: str, folder: Path, *, seed: int = 0, dtype: str = "bfloat16") -> Path:
     """Write a model folder of this shape, if it is not there yet.
 
     Args:
         name: one of `SHAPES`.
         folder: where; made if missing.
         seed: of the random weights.
+        dtype: of what is not quantised. In bfloat16 several tokens are often exactly as
+            likely, and which one is greedy depends on how a batch is computed; in float32
+            texts can be compared.
     """
     import mlx.core as mx
 
@@ -67,17 +70,18 @@ def make_shape(name: str, folder: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shape = SHAPES[name]
     mx.random.seed(seed)
+    kind = getattr(mx, dtype)
     index: dict[str, str] = {}
 
     def save(file: str, tensors: dict[str, Any]) -> None:
         mx.save_safetensors(str(folder / file), tensors, metadata={"format": "mlx"})
         index.update(dict.fromkeys(tensors, file))
 
-    ends: dict[str, Any] = {"model.norm.weight": mx.ones(shape.hidden, mx.bfloat16)}
-    ends |= _matrix("model.embed_tokens", shape.vocabulary, shape.hidden, shape.bits)
-    ends |= _matrix("lm_head", shape.vocabulary, shape.hidden, shape.bits)
+    ends: dict[str, Any] = {"model.norm.weight": mx.ones(shape.hidden, kind)}
+    ends |= _matrix("model.embed_tokens", shape.vocabulary, shape.hidden, shape.bits, kind)
+    ends |= _matrix("lm_head", shape.vocabulary, shape.hidden, shape.bits, kind)
     save("model-ends.safetensors", ends)
-    layer = _layer(shape)
+    layer = _layer(shape, kind)
     mx.eval(layer)
     for i in range(shape.layers):
         tensors = {f"model.layers.{i}.{key}": value for key, value in layer.items()}
@@ -91,7 +95,7 @@ def make_shape(name: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _layer(shape: Shape) -> dict[str, Any]:
+def _layer(shape: Shape, kind: Any) -> dict[str, Any]:
     import mlx.core as mx
 
     head = shape.hidden // shape.heads
@@ -105,16 +109,16 @@ def _layer(shape: Shape) -> dict[str, Any]:
         "mlp.down_proj": (shape.hidden, shape.intermediate),
     }
     norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
-    layer = {name: mx.ones(shape.hidden, mx.bfloat16) for name in norms}
+    layer = {name: mx.ones(shape.hidden, kind) for name in norms}
     for key, (rows, columns) in sizes.items():
-        layer |= _matrix(key, rows, columns, shape.bits)
+        layer |= _matrix(key, rows, columns, shape.bits, kind)
     return layer
 
 
-def _matrix(key: str, rows: int, columns: int, bits: int | None) -> dict[str, Any]:
+def _matrix(key: str, rows: int, columns: int, bits: int | None, kind: Any) -> dict[str, Any]:
     import mlx.core as mx
 
-    weight = (mx.random.normal((rows, columns)) * columns**-0.5).astype(mx.bfloat16)
+    weight = (mx.random.normal((rows, columns)) * columns**-0.5).astype(kind)
     if bits is None:
         return {f"{key}.weight": weight}
     packed, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
@@ -169,8 +173,9 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    make_shape(arguments.shape, arguments.folder, seed=arguments.seed)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    args = parser.parse_args()
+    make_shape(args.shape, args.folder, seed=args.seed, dtype=args.dtype)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class Heard:
         ended: when it was over.
         tokens: of the answer, as the side counts them.
         error: why there is no whole answer; then the rest tells how far it came.
+        headers: when those of the answer came; None without HTTP, or if none came.
+        model: which the answer says it is of; "" where it does not say.
     """
 
     began: float
@@ -63,6 +65,8 @@ class Heard:
     tokens: int
     text: str
     error: str = ""
+    headers: float | None = None
+    model: str = ""
 
     @property
     def seconds(self) -> float:
@@ -89,12 +93,16 @@ class Hearing:
         tokens: as the side tells them; None where it does not.
         pieces: when each piece came.
         texts: the pieces.
+        headers: see `Heard`.
+        model: see `Heard`.
     """
 
     began: float = field(default_factory=time.monotonic)
     tokens: int | None = None
     pieces: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    headers: float | None = None
+    model: str = ""
 
     def take(self, text: str) -> None:
         """A piece of it came just now; an empty one is none."""
@@ -111,6 +119,8 @@ class Hearing:
             tokens=len(self.pieces) if self.tokens is None else self.tokens,
             text="".join(self.texts),
             error=error,
+            headers=self.headers,
+            model=self.model,
         )
 
 
@@ -213,6 +223,11 @@ def family(pid: int | None) -> list[psutil.Process]:
             parent = psutil.Process(pid)
             return [parent, *parent.children(recursive=True)]
     return []
+
+
+def heaviest(processes: Sequence[psutil.Process]) -> psutil.Process:
+    """The process with the most in memory: the one that has the model."""
+    return max(processes, key=lambda process: int(process.memory_info().rss))
 
 
 def await_end(processes: Sequence[psutil.Process], timeout: float) -> None:

@@ -1,7 +1,7 @@
 """MkDocs hook: Python examples compile, and links between the root's pages resolve.
 
-MkDocs sees only docs/, so README.md and its neighbours are checked here. A warning fails
-the build, which is strict.
+MkDocs sees only docs/, so README.md and its neighbours are checked here. The build is strict, so
+a warning fails it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> None:
 
 
 def check_examples(text: str, source: object) -> None:
-    """Compile each block marked ```python; `await` may stand at its top level."""
+    """Compile each block marked ```python; top-level `await` is allowed."""
     for match in EXAMPLE.finditer(text):
         code = re.sub(f"^{match[1]}", "", match[2], flags=re.MULTILINE)
         try:

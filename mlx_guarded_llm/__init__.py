@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .backend import AsyncStream, Backend, ModelInfo, Stream
-    from .backend.shared import default_backend
+    from .backend import AsyncStream, Backend, BaseBackend, ModelInfo, Stream
+    from .backend.default_backend import as_backend, check_backend, default_backend
     from .display import ProgressBars
     from .errors import GuardedLLMError
-    from .guarded import Candidate, GuardedLLM, RetryPolicy, Taint, taint
+    from .fallback import (
+        Candidate,
+        GuardedLLM,
+        LocalModel,
+        OpenAIModel,
+        RetryPolicy,
+        Taint,
+        taint,
+    )
     from .models import Catalog, ModelCard, ModelSpec, Progress
+    from .models.default_catalog import aliases, pull, rm
     from .params import SamplingParams
     from .record import Event, Timeline
     from .results import Attempt, Chunk, Embeddings, Provenance, Result, ToolCall, Usage
@@ -30,6 +39,7 @@ __all__ = [
     "AsyncStream",
     "Attempt",
     "Backend",
+    "BaseBackend",
     "Candidate",
     "Catalog",
     "Chunk",
@@ -37,9 +47,11 @@ __all__ = [
     "Event",
     "GuardedLLM",
     "GuardedLLMError",
+    "LocalModel",
     "ModelCard",
     "ModelInfo",
     "ModelSpec",
+    "OpenAIModel",
     "Progress",
     "ProgressBars",
     "Provenance",
@@ -51,17 +63,31 @@ __all__ = [
     "Timeline",
     "ToolCall",
     "Usage",
+    "aliases",
+    "as_backend",
+    "check_backend",
     "default_backend",
+    "pull",
+    "rm",
     "taint",
 ]
 
 _HOMES = {
-    "backend": ("AsyncStream", "Backend", "ModelInfo", "Stream"),
-    "backend.shared": ("default_backend",),
+    "backend": ("AsyncStream", "Backend", "BaseBackend", "ModelInfo", "Stream"),
+    "backend.default_backend": ("as_backend", "check_backend", "default_backend"),
     "display": ("ProgressBars",),
     "errors": ("GuardedLLMError",),
-    "guarded": ("Candidate", "GuardedLLM", "RetryPolicy", "Taint", "taint"),
+    "fallback": (
+        "Candidate",
+        "GuardedLLM",
+        "LocalModel",
+        "OpenAIModel",
+        "RetryPolicy",
+        "Taint",
+        "taint",
+    ),
     "models": ("Catalog", "ModelCard", "ModelSpec", "Progress"),
+    "models.default_catalog": ("aliases", "pull", "rm"),
     "params": ("SamplingParams",),
     "record": ("Event", "Timeline"),
     "results": ("Attempt", "Chunk", "Embeddings", "Provenance", "Result", "ToolCall", "Usage"),

@@ -20,9 +20,13 @@
     ├── RequestCancelled          somebody cancelled it
     ├── GenerationFailed          the batch that carried it was condemned
     │   ├── NonFiniteLogits       the model produced NaN
-    │   └── GrammarFailed         a grammar ran into its limits half-way
+    │   ├── GrammarFailed         a grammar ran into its limits half-way
+    │   └── PreparingFailed       its template or tokenizer does not come to an end with it
     ├── EngineDied                the engine is gone or no longer trustworthy
     ├── BackendClosed             used after close(), or in a forked child
+    ├── ServerUnavailable         no server answers, or it went away in the middle of an answer
+    ├── ServerRefused             a server refused the request, and would do so again
+    ├── ServerAlreadyRunning      a user has one shared server at most
     ├── AttemptsExhausted         every attempt at every model failed
     │   └── DeadlineExceeded      the deadline over all attempts passed
     └── AnswerRefused             there is an answer, but not the one asked for
@@ -36,6 +40,7 @@ one sentence that tells what to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -67,12 +72,13 @@ class GuardedLLMError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders, so they rebuild without their constructor.
-        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+        return (rebuild, (type(self), self.args, self.__dict__.copy()))
 
 
-def _rebuild(
+def rebuild(
     cls: type[GuardedLLMError], args: tuple[object, ...], state: dict[str, object]
 ) -> GuardedLLMError:
+    """An error that comes from another process: its class, its arguments and its attributes."""
     # By the built-in that gives the layout: MemoryError's own __new__ refuses our class.
     base: Any = cls
     while base.__module__ != "builtins":
@@ -184,10 +190,18 @@ class MemoryRefused(GuardedLLMError, MemoryError):
 
 
 class QueueFull(GuardedLLMError):
-    """The queue is at its bound; the request was not accepted."""
+    """The queue is at its bound; the request was not accepted.
+
+    Attributes:
+        expected_wait: seconds after which the request would start if there were a place for
+            it; None if that is unknown.
+        retry_after: seconds until there is a place; None as well.
+    """
 
     retryable = True
     fallback = True
+    expected_wait: float | None = None
+    retry_after: float | None = None
 
 
 class LoadDeferredTimeout(GuardedLLMError, TimeoutError):
@@ -197,10 +211,12 @@ class LoadDeferredTimeout(GuardedLLMError, TimeoutError):
         model: the model that was to be loaded.
         waited: seconds it waited.
         held_by: (request id, model) of each generation it waited for.
+        retry_after: seconds until a request for the model would start; None if that is unknown.
     """
 
     retryable = True
     fallback = True
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -247,6 +263,12 @@ class GrammarFailed(GenerationFailed):
     retryable = False
 
 
+class PreparingFailed(GenerationFailed):
+    """The prompt cannot be prepared: it takes too long, ends the engine, or breaks a tokenizer."""
+
+    retryable = False
+
+
 class EngineDied(GuardedLLMError):
     """The engine is gone, or said something after which it cannot be trusted."""
 
@@ -256,6 +278,43 @@ class EngineDied(GuardedLLMError):
 
 class BackendClosed(GuardedLLMError):
     """The backend was closed, or belongs to the process this one was forked from."""
+
+
+class ServerUnavailable(GuardedLLMError):
+    """A server that was asked does not answer, or went away in the middle of an answer.
+
+    It is that of a remote backend, or one behind an `OpenAIModel`.
+
+    Attributes:
+        text: what had arrived of the answer.
+        retry_after: seconds after which it wants to be asked again; None if it does not say.
+    """
+
+    retryable = True
+    fallback = True
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, text: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
+
+
+class ServerRefused(GuardedLLMError):
+    """The server behind an `OpenAIModel` refused the request, and would do so again.
+
+    Attributes:
+        status: its HTTP status; None where it said so in the middle of a stream.
+    """
+
+    fallback = True
+
+    def __init__(self, message: str, *, status: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ServerAlreadyRunning(GuardedLLMError):
+    """The shared server of this user runs already; see `mlx-guarded serve --background`."""
 
 
 class AttemptsExhausted(GuardedLLMError):
@@ -299,3 +358,12 @@ class DegradedAnswer(AnswerRefused):
     def reasons(self) -> tuple[str, ...]:
         """Why, as in `Provenance.degraded`."""
         return self.answer.guard.degraded
+
+
+def retry_after(value: str | None) -> float | None:
+    """The seconds of a header `retry-after`; None where it is missing or a date."""
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None

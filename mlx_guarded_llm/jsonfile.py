@@ -1,4 +1,4 @@
-"""Small JSON files that are convenient to have, never necessary."""
+"""Small JSON files that are useful to have, and never necessary."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write the file in one go, and its folder; what the disk refuses is not written.
+    """Write the file and its folder. If the disk refuses, nothing is written.
 
-    Of two processes that write at once the later one wins, and no reader sees a half.
+    If two processes write at once, the later one wins. No reader sees half a file.
     """
     work = None
     try:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 from .errors import InvalidRequest
-from .plain import plain_mapping, plain_text
+from .json_values import (
+    characters,
+    json_object,
+    plain_list,
+    plain_number,
+    plain_text,
+    shown,
+    token_ids,
+)
+from .turns import order_results
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -24,6 +34,7 @@ _RESERVED = frozenset(
         "return_assistant_tokens_mask",
         "return_dict",
         "return_tensors",
+        "self",
         "tokenize",
         "tokenizer_kwargs",
         "tool_choice",
@@ -38,69 +49,97 @@ class PromptRequest:
     """A prompt and how it is to be templated. Plain values only, so it pickles.
 
     Making one checks it and copies it: the caller's lists and mappings are neither
-    changed nor kept. Content parts are joined and JSON arguments of tool calls
-    parsed, which is the form that chat templates want.
+    changed nor kept. Content parts are joined, JSON arguments of tool calls parsed, and
+    the results of tools put into the order of their calls, which is the form that chat
+    templates want.
 
     Attributes:
-        prompt: a string, which is one user message, or OpenAI-style messages.
+        prompt: a string, which is one user message, or OpenAI-style messages. With `raw` it
+            may be the ids of the model's own tokens, to which no special tokens are added.
         raw: `prompt` is plain text to continue: no template, and what the model
             writes is not parsed for thinking or tool calls.
-        tools: functions the model may call, in OpenAI form.
+        tools: functions the model may call, in OpenAI form. A call takes Python functions
+            and pydantic classes as well; see `tool_functions`.
         tool_choice: "none" hides the tools, "auto" (or None) leaves it to the model
             whether it calls one, "required" makes it call, and
             `{"type": "function", "function": {"name": ...}}` makes it call that one,
             once.
         parallel_tool_calls: the model may make several calls in one answer.
         thinking: the template's `enable_thinking`; None leaves it to the model.
-        template_kwargs: more variables for the template. With
-            `continue_final_message=True` the model goes on with the last message,
-            which must be the assistant's.
+        continue_final_message: the model continues the last message, which must be the
+            assistant's, instead of beginning a new one.
+        template_kwargs: more variables for the template. As with transformers,
+            `continue_final_message` may be given here as well.
 
     Raises:
         InvalidRequest: something is wrong with the above; the message says where.
     """
 
-    prompt: str | Sequence[Mapping[str, Any]]
+    prompt: str | Sequence[Mapping[str, Any] | int]
     _: KW_ONLY
     raw: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str | Mapping[str, Any] | None = None
     parallel_tool_calls: bool = True
     thinking: bool | None = None
+    continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checked = {
-            "prompt": _prompt(self.prompt),
-            "tools": _tools(self.tools),
-            "template_kwargs": _template_kwargs(self.template_kwargs),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "tool_choice", _tool_choice(self.tool_choice, self.tools))
-        _switch("raw", self.raw)
-        _switch("parallel_tool_calls", self.parallel_tool_calls)
-        if self.thinking is not None:
-            _switch("thinking", self.thinking)
+        object.__setattr__(self, "prompt", _prompt(self.prompt))
+        if type(self.tools) is not tuple or self.tools:
+            object.__setattr__(self, "tools", _tools(self.tools))
+        object.__setattr__(self, "template_kwargs", _template_kwargs(self.template_kwargs))
+        if self.tool_choice is not None:
+            object.__setattr__(self, "tool_choice", _tool_choice(self.tool_choice, self.tools))
+        for name in ("raw", "parallel_tool_calls", "continue_final_message", "thinking"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "thinking"):
+                raise _no_switch(name, value)
         self._check_combination()
 
     def _check_combination(self) -> None:
         is_text = isinstance(self.prompt, str)
-        if self.raw and not is_text:
+        if self.raw and not (is_text or self.ids):
             raise InvalidRequest("raw=True continues plain text; prompt must be a string.")
+        if self.ids and not self.raw:
+            raise InvalidRequest(
+                "prompt is a list of token ids, which no chat template takes.",
+                hint="Pass raw=True to continue them.",
+            )
         if self.raw and self.offered_tools:
             raise InvalidRequest("raw=True uses no chat template, so it cannot offer tools.")
-        if self.continues_message and (is_text or self.messages[-1]["role"] != "assistant"):
+        if not self.continues_message:
+            return
+        if is_text or self.ids or self.messages[-1]["role"] != "assistant":
             raise InvalidRequest(
-                "continue_final_message needs messages of which the last is the assistant's."
+                "continue_final_message needs messages of which the last is the assistant's.",
+                hint='End the messages with {"role": "assistant", "content": <its beginning>}.',
             )
+        if not self.messages[-1]["content"]:
+            raise InvalidRequest("continue_final_message is set, but the last message is empty.")
+        if self.messages[-1].get("tool_calls"):
+            raise InvalidRequest(
+                "continue_final_message is set, but the last message ends with tool calls.",
+                hint="Add the results of the calls, or leave the calls out.",
+            )
+
+    @cached_property
+    def characters(self) -> int:
+        """How many there are in all that goes through the template; an id counts as one."""
+        return len(self.ids) or characters([self.prompt, self.tools, self.template_kwargs])
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The prompt as ids of tokens; empty if it is text or messages."""
+        return cast("tuple[int, ...]", self.prompt) if are_token_ids(self.prompt) else ()
 
     @property
     def messages(self) -> tuple[Mapping[str, Any], ...]:
         """The prompt as messages."""
         if isinstance(self.prompt, str):
             return ({"role": "user", "content": self.prompt},)
-        return tuple(self.prompt)
+        return cast("tuple[Mapping[str, Any], ...]", tuple(self.prompt))
 
     @property
     def offered_tools(self) -> tuple[Mapping[str, Any], ...]:
@@ -109,7 +148,7 @@ class PromptRequest:
 
     @property
     def forced_tools(self) -> tuple[Mapping[str, Any], ...]:
-        """The tools of which one must be called; empty when the model may choose not to."""
+        """The tools one of which must be called; empty when the model may call none."""
         if isinstance(self.tool_choice, Mapping):
             name = self.tool_choice["function"]["name"]
             return tuple(tool for tool in self.tools if tool["function"]["name"] == name)
@@ -117,52 +156,49 @@ class PromptRequest:
 
     @property
     def continues_message(self) -> bool:
-        """The model goes on with the last message instead of beginning one."""
-        return bool(self.template_kwargs.get("continue_final_message"))
+        """The model continues the last message instead of beginning a new one."""
+        return self.continue_final_message or bool(
+            self.template_kwargs.get("continue_final_message")
+        )
 
 
-def take_turns(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join neighbours of one role, because many chat templates want roles to take turns.
-
-    Only messages that are nothing but text are joined, with an empty line between.
-
-    Args:
-        messages: OpenAI-style, with text as content; they are not changed.
-    """
-    turns: list[dict[str, Any]] = []
-    for message in messages:
-        last = turns[-1] if turns else {}
-        plain = last.keys() == message.keys() == {"role", "content"}
-        if plain and last["role"] == message["role"]:
-            texts = (last["content"], message["content"])
-            turns[-1] = {**last, "content": "\n\n".join(text for text in texts if text)}
-        else:
-            turns.append(message)
-    return turns
+def are_token_ids(prompt: object) -> bool:
+    """Whether a prompt, checked or not, is given as the ids of its tokens."""
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        return False
+    return isinstance(plain_number(prompt[0]), int)
 
 
-def _prompt(prompt: object) -> str | tuple[dict[str, Any], ...]:
+def _prompt(prompt: object) -> str | tuple[dict[str, Any], ...] | tuple[int, ...]:
     if isinstance(prompt, str):
-        if not prompt:
+        text = plain_text(prompt, "prompt")
+        if not text:
             raise InvalidRequest("prompt is an empty string.")
-        return plain_text(prompt, "prompt")
+        return text
     if not isinstance(prompt, (list, tuple)):
         raise InvalidRequest(
             f"prompt is a {type(prompt).__name__}; it must be a string or a list of messages."
         )
-    if not prompt:
+    messages = plain_list(prompt, "messages")
+    if are_token_ids(messages):
+        return token_ids(messages, "prompt")
+    if not messages:
         raise InvalidRequest("messages is an empty list.")
-    return tuple(_message(m, f"messages[{i}]") for i, m in enumerate(prompt))
+    return tuple(order_results([_message(m, f"messages[{i}]") for i, m in enumerate(messages)]))
 
 
 def _message(message: object, where: str) -> dict[str, Any]:
-    copy = plain_mapping(message, where)
+    copy = json_object(message, where)
     role = copy.get("role")
     if role not in ROLES:
-        raise InvalidRequest(f"{where} has the role {role!r}; it must be one of {_words(ROLES)}.")
+        raise InvalidRequest(
+            f"{where} has the role {shown(role)}; it must be one of {_words(ROLES)}."
+        )
     calls = copy.get("tool_calls")
     if calls and role != "assistant":
-        raise InvalidRequest(f"{where} has tool_calls, but its role is {role!r}, not 'assistant'.")
+        raise InvalidRequest(
+            f"{where} has tool_calls, but its role is {shown(role)}, not 'assistant'."
+        )
     if calls:
         copy["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     else:
@@ -188,7 +224,9 @@ def _content(content: object, where: str) -> str:
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text":
-            raise InvalidRequest(f"{where}[{i}] is of type {kind!r}; only 'text' parts are taken.")
+            raise InvalidRequest(
+                f"{where}[{i}] is of type {shown(kind)}; only 'text' parts are taken."
+            )
         if not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{where}[{i}] has no string under 'text'.")
         texts.append(part["text"])
@@ -210,22 +248,23 @@ def _tool_call(call: object, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{where}: its arguments are not JSON ({error}).") from error
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{where}: its arguments are no JSON object.")
+    arguments = json_object(arguments, f"{where}.function.arguments")
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
 def _tools(tools: object) -> tuple[dict[str, Any], ...]:
     if not isinstance(tools, (list, tuple)):
         raise InvalidRequest(f"tools is a {type(tools).__name__}; it must be a list.")
-    return tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
+    return tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(plain_list(tools, "tools")))
 
 
 def _tool(tool: object, where: str) -> dict[str, Any]:
-    copy = plain_mapping(tool, where)
+    copy = json_object(tool, where)
     if copy.get("type") != "function" or not isinstance(copy.get("function"), dict):
         raise InvalidRequest(f'{where} must have the form {{"type": "function", "function": ...}}.')
     _check_name(copy["function"], where)
@@ -235,39 +274,44 @@ def _tool(tool: object, where: str) -> dict[str, Any]:
 def _tool_choice(
     choice: object, tools: Sequence[Mapping[str, Any]]
 ) -> str | Mapping[str, Any] | None:
-    if choice is None or choice in ("auto", "none"):
-        return choice
+    word = plain_text(choice, "tool_choice") if isinstance(choice, str) else None
+    if word in ("auto", "none"):
+        return word
     if not tools:
-        raise InvalidRequest(f"tool_choice is {choice!r}, but there are no tools.")
-    if choice == "required":
+        raise InvalidRequest(f"tool_choice is {shown(choice)}, but there are no tools.")
+    if word == "required":
         return "required"
     if not isinstance(choice, Mapping):
         raise InvalidRequest(
-            f"tool_choice is {choice!r}; it must be 'auto', 'none', 'required' or name a function."
+            f"tool_choice is {shown(choice)}; "
+            "it must be 'auto', 'none', 'required' or name a function."
         )
-    copy = plain_mapping(choice, "tool_choice")
+    copy = json_object(choice, "tool_choice")
     function = copy.get("function")
     if not isinstance(function, dict):
         raise InvalidRequest("tool_choice must have a mapping under 'function'.")
     names = [tool["function"]["name"] for tool in tools]
     if function.get("name") not in names:
         raise InvalidRequest(
-            f"tool_choice names {function.get('name')!r}; the tools are {_words(names)}."
+            f"tool_choice names {shown(function.get('name'))}; the tools are {_words(names)}."
         )
     return copy
 
 
 def _template_kwargs(kwargs: object) -> dict[str, Any]:
-    copy = plain_mapping(kwargs, "template_kwargs")
+    if type(kwargs) is dict and not kwargs:
+        return {}
+    copy = json_object(kwargs, "template_kwargs")
     if taken := sorted(_RESERVED & copy.keys()):
         raise InvalidRequest(f"template_kwargs must not set {_words(taken)}.")
-    _switch("continue_final_message", copy.get("continue_final_message", False))
+    name = "continue_final_message"
+    if not isinstance(copy.get(name, False), bool):
+        raise _no_switch(name, copy[name])
     return copy
 
 
-def _switch(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {value!r}; it must be True or False.")
+def _no_switch(name: str, value: object) -> InvalidRequest:
+    return InvalidRequest(f"{name} is {shown(value)}; it must be True or False.")
 
 
 def _check_name(function: Mapping[str, Any], where: str) -> None:

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+# "content_filter" and "other" are those of other libraries' models: a filter or the model
+# itself refused, or it ended for a reason that is none of these.
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "content_filter", "other"]
 AttemptOutcome = Literal["ok", "degraded", "error"]
+
+_SCALARS = frozenset({type(None), bool, int, float, str})
 
 
 @dataclass(frozen=True)
 class Usage:
     """Token counts of one request.
 
+    All are 0 when nobody knows them: not every model of another library tells.
+
     Attributes:
         prompt_tokens: tokens of the prompt after templating.
         completion_tokens: tokens generated, thinking and the final stop token included.
         cached_tokens: prompt tokens whose KV cache was found and not computed again.
+        reasoning_tokens: of the completion tokens, those of the thinking, with the markers that
+            begin and end it. A token that has the end of the thinking and the beginning of the
+            answer counts as thinking, and so does a call in the thinking that was not made,
+            with the token that shows it. 0 for an answer that was cancelled while its engine
+            was dead.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def known(self) -> bool:
+        """Somebody counted: no answer is made of no tokens at all."""
+        return self.total_tokens > 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,15 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class InvalidToolCall:
-    """Text between tool markers that the model's tool parser could not read."""
+    """What the model meant as a tool call and is none.
+
+    It breaks the rules of the model's format, calls a function that was not offered, has
+    arguments that do not fit the function's schema, or was cut off.
+
+    Attributes:
+        text: what stands between the markers, as the model wrote it.
+        error: why it is no call.
+    """
 
     text: str
     error: str
@@ -104,15 +131,21 @@ class Provenance:
 
     Attributes:
         request_id: names the request in `backend.explain()` and the record.
-        requested_model: the name the caller used.
+        requested_model: the name the caller used, with all load options in one bracket.
         served_model: the name of the model that answered; "" when none did.
         fingerprint: identifies the weights that answered.
         revision: commit of the repository they came from, if they came from one.
         seed: the sampling seed; the same request with it gives the same tokens.
+        sampling: the temperature, top_p, top_k, min_p and repetition_penalty that were
+            used: the caller's, else the model's own. Empty where they are not known.
         fallback: another model answered than the one that was asked for.
         degraded: why the answer is not a full one; empty when it is. "empty",
             "thinking" (cut off inside it), "length", "loop", "schema", "tool_call"
-            (one that cannot be read), "refused" (by the caller's check), "cancelled".
+            (one that cannot be read or was not offered, or none where one had to be),
+            "filtered" (by a provider or its model), "unfinished" (for a reason of a
+            provider's own), "refused" (by the caller's check), "cancelled".
+        capped: a `max_tokens` of the caller's own cut the answer off. It is what was asked
+            for, and so not degraded; its finish reason is "length".
         attempts: every try of `GuardedLLM`, in order, the one that answered included.
         resumed: the answer went on in a new engine after a crash.
         queued: waiting for a place, deferral and loading included.
@@ -130,8 +163,10 @@ class Provenance:
     fingerprint: str = ""
     revision: str = ""
     seed: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     fallback: bool = False
     degraded: tuple[str, ...] = ()
+    capped: bool = False
     attempts: tuple[Attempt, ...] = ()
     resumed: bool = False
     queued: float = 0.0
@@ -154,8 +189,8 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values, for framework metadata."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        values: dict[str, Any] = _json(asdict(self))
+        return values
 
     def _repr_html_(self) -> str:
         from .display.answers import provenance_html
@@ -174,10 +209,13 @@ class Provenance:
         return cls(**known)
 
 
-def _plain(value: Any) -> Any:
+def _json(value: Any) -> Any:
+    """A value with lists in place of its tuples."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {k: v if type(v) in _SCALARS else _json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [v if type(v) in _SCALARS else _json(v) for v in value]
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +223,16 @@ class Chunk:
     """A piece of a streamed answer. The last one carries usage and guard.
 
     Attributes:
-        text: new answer text; whole characters only. What is left of one that the
-            end of the answer cuts through is U+FFFD, on the last chunk.
+        text: new answer text; whole characters only. What is left of one is dropped where
+            the answer was cut off, and U+FFFD where the model ended there.
         reasoning: new thinking text.
         tool_calls: calls completed in this piece.
-        invalid_tool_calls: what stood between tool markers and could not be read.
+        invalid_tool_calls: what was meant as a call and is none.
         logprobs: of the tokens behind this piece, when asked for.
+        tokens: ids of the tokens since the piece before; the last piece has the stop token as
+            well. Empty if nobody knows them.
         finish_reason: on the last chunk, why it ended.
+        stop_string: on the last chunk, which of the caller's ended it, or "".
         usage: on the last chunk.
         guard: on the last chunk.
     """
@@ -201,7 +242,9 @@ class Chunk:
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    stop_string: str = ""
     usage: Usage | None = None
     guard: Provenance | None = None
 
@@ -220,6 +263,7 @@ class Result:
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason = "stop"
+    stop_string: str = ""
     usage: Usage = Usage(0, 0)
     guard: Provenance
 
@@ -258,12 +302,16 @@ class Collector:
         last = self.chunks[-1]
         assert last.finish_reason and last.usage and last.guard, "the last chunk is missing"
         return Result(
-            text="".join(c.text for c in self.chunks),
-            reasoning="".join(c.reasoning for c in self.chunks),
-            tool_calls=tuple(t for c in self.chunks for t in c.tool_calls),
-            invalid_tool_calls=tuple(t for c in self.chunks for t in c.invalid_tool_calls),
-            logprobs=tuple(p for c in self.chunks for p in c.logprobs),
+            text="".join(self._all("text")),
+            reasoning="".join(self._all("reasoning")),
+            tool_calls=tuple(chain.from_iterable(self._all("tool_calls"))),
+            invalid_tool_calls=tuple(chain.from_iterable(self._all("invalid_tool_calls"))),
+            logprobs=tuple(chain.from_iterable(self._all("logprobs"))),
             finish_reason=last.finish_reason,
+            stop_string=last.stop_string,
             usage=last.usage,
             guard=last.guard,
         )
+
+    def _all(self, name: str) -> Iterator[Any]:
+        return map(attrgetter(name), self.chunks)

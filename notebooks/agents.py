@@ -14,14 +14,14 @@
 # %% [markdown]
 # # Agents over several local models
 #
-# A planner on a large model, a worker with tools on a small one, and a writer on the large
-# one again. Each step says where its answer came from. Then the planner's model fails, and
-# we see what becomes of the chain.
+# A planner on a large model, a worker with tools on a small one, and a writer on the large one
+# again. Each step says where its answer came from. Then the planner's model fails, and we see
+# what happens to the chain.
 #
 # To run anywhere, this page uses two versions of SmolLM2 with 135 million parameters. All
-# answers below are real. Models so small plan and call tools only if they are led: the
-# plan is held to a schema, and the worker is made to call its tool. On a Mac take
-# `"llama-70b"` and `"qwen3-4b"`, and leave that out.
+# answers below are real. Models this small need help to plan and to call tools: the plan is
+# held to a schema, and the worker is forced to call its tool. On a Mac use `"llama-70b"` and
+# `"qwen3-4b"`, and leave that out.
 
 # %%
 from IPython.display import display
@@ -42,8 +42,8 @@ backend = Backend(on_progress=ProgressBars())
 # %% [markdown]
 # ## The planner
 #
-# `with_structured_output` holds the answer to a schema, token by token: whatever the model
-# says, it is a `Plan`.
+# `with_structured_output` holds the answer to a schema, token by token, so it is always a
+# `Plan`.
 
 
 # %%
@@ -65,8 +65,8 @@ make_planner().invoke([ASK])["parsed"]
 # %% [markdown]
 # ## The worker
 #
-# An agent of LangChain with a tool. The middleware makes the small model call it, and what
-# the tool returns is the worker's result.
+# A LangChain agent with a tool. The middleware forces the small model to call it, and what the
+# tool returns is the worker's result.
 
 
 # %%
@@ -124,11 +124,11 @@ show(messages)
 taint(messages)
 
 # %% [markdown]
-# ## A failure that passes
+# ## A temporary failure
 #
-# `FaultyBackend` stands in front of the backend and fails as planned. Here the planner's
-# model dies once. The call is tried again, and the answer is the planner's own: the chain
-# need not know, but the attempts are on record.
+# `FaultyBackend` wraps the backend and fails as planned. Here the engine dies once under the
+# planner's model. The call is retried, and the answer is the planner's own. The chain notices
+# nothing, but the attempts are recorded.
 
 # %%
 from mlx_guarded_llm.errors import EngineDied, FallbackRefused
@@ -144,10 +144,10 @@ once = make_planner(dies(1)).invoke([ASK])
 Provenance.from_dict(once["raw"].response_metadata["guard"])
 
 # %% [markdown]
-# ## A failure that stays
+# ## A permanent failure
 #
-# Now it dies each time, and the small model is the fallback. It gives a plan, which looks
-# as good as any other. That is how a chain goes wrong in silence; so by default it stops:
+# Now it dies each time, and the small model is the fallback. It gives a plan, which looks as
+# good as any other. That is how a chain silently goes wrong; so by default it stops:
 
 # %%
 try:
@@ -156,10 +156,10 @@ except FallbackRefused as error:
     print(error)
 
 # %% [markdown]
-# If a plan of the small model is better than none, say so: with `on_fallback="mark"` the
-# chain goes on. All that rests on that plan is tainted, although the later steps are as
-# they were asked for. (`rests_on` says that the messages the program wrote rest on steps
-# before them; of the others `taint` knows it.)
+# If a plan of the small model is better than none, say so: with `on_fallback="mark"` the chain
+# goes on. Everything that rests on that plan is tainted, although the later steps are as asked
+# for. (`rests_on` says which earlier steps the program's own messages rest on; `taint` knows
+# this for the other messages.)
 
 # %%
 second_best = make_planner(dies(9), max_retries=1, fallbacks=[SMALL], on_fallback="mark")
@@ -177,11 +177,11 @@ print("may be used:", not steps[-1])
 
 # %% [markdown]
 # `langchain_mlx_guarded.middleware.GuardedModelMiddleware` does the same inside an agent,
-# for any chat model, one in the cloud included.
+# for any chat model, including one in the cloud.
 #
 # ## Who did what when
 #
-# Two models took turns on one thread, and no load met an answer.
+# Two models took turns on one thread, and no load overlapped an answer.
 
 # %%
 backend.timeline()

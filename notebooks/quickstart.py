@@ -14,14 +14,14 @@
 # %% [markdown]
 # # Quick start
 #
-# Several models in one process, without one hurting another, and answers that say where
+# Several models in one process that do not disturb each other, and answers that say where
 # they came from.
 #
-# The models here are so small that this page runs anywhere, on a plain CPU too: SmolLM2
-# with 135 million parameters, in 4 bits and in 16. What they say is often wrong; it is the
-# machinery around them that is worth a look. On a Mac put larger ones in their place, for
-# instance `"llama-3b"` and `"llama-70b"`; `mlx-guarded models` lists the short names, and
-# any folder or Hugging Face repository with MLX weights will do.
+# The models here are small enough to run anywhere, even on a plain CPU: SmolLM2 with 135
+# million parameters, in 4 bits and in 16. What they say is often wrong; this page is about the
+# machinery around them. On a Mac use larger ones, for instance `"llama-3b"` and
+# `"llama-70b"`. `mlx-guarded models` lists the short names, and any folder or Hugging Face
+# repository with MLX weights works.
 
 # %%
 from mlx_guarded_llm import Backend, GuardedLLM, ProgressBars
@@ -34,8 +34,8 @@ backend = Backend(on_progress=ProgressBars())
 # %% [markdown]
 # ## An answer
 #
-# A model is fetched and loaded when it is first asked. A `Result` shows itself: the
-# answer, and under it who gave it and what it waited for.
+# A model is downloaded and loaded when it is first used. A `Result` displays the answer, and
+# below it which model gave it and what it waited for.
 
 # %%
 result = backend.generate(SMALL, "What is the capital of France?", max_tokens=16)
@@ -52,7 +52,7 @@ result.text, result.usage, result.guard.as_asked
 result.guard.as_dict()
 
 # %% [markdown]
-# The same, piece by piece. Leaving the loop early stops the generation.
+# The same as a stream. Leaving the loop early stops the generation.
 
 # %%
 for chunk in backend.stream(SMALL, "What is the capital of Japan?", max_tokens=16):
@@ -61,13 +61,13 @@ for chunk in backend.stream(SMALL, "What is the capital of Japan?", max_tokens=1
 # %% [markdown]
 # ## Two models at once
 #
-# The one thing that must not happen: a model is loaded while another one generates. On
-# Metal that has killed whole processes. So a load waits for the answers that are under
-# way. If they take longer than `load_wait`, they pause between two tokens, the model is
-# loaded, and they go on where they were. Nothing is lost, and nobody waits for ever.
+# One thing must not happen: that a model is loaded while another one generates. On Metal that
+# has killed whole processes. So a load waits for the running answers. If they take longer than
+# `load_wait`, they pause between two tokens, the model is loaded, and they go on where they
+# stopped. Nothing is lost, and nobody waits for ever.
 #
-# The usual `load_wait` is two minutes; here it is two seconds. The small model is in the
-# middle of a long answer when somebody asks the large one.
+# The default `load_wait` is two minutes; here it is two seconds. The small model is in the
+# middle of a long answer when the large one is asked.
 
 # %%
 backend.close()
@@ -85,8 +85,8 @@ story = first.text + "".join(chunk.text for chunk in long_answer)
 newcomer
 
 # %% [markdown]
-# `backend.timeline()` draws what happened. Yellow is the load that waits, blue the load
-# itself, and the hollow red piece is the long answer standing still meanwhile.
+# `backend.timeline()` draws what happened. Yellow is the waiting load, blue is the load itself,
+# and the hollow red part is the long answer, which stands still meanwhile.
 
 # %%
 backend.timeline()
@@ -101,17 +101,17 @@ print(backend.explain("newcomer"))
 print(backend.explain("long-answer"))
 
 # %% [markdown]
-# Both models are resident now, and the next question to either loads nothing.
+# Both models are resident now, so the next question to either loads nothing.
 
 # %%
 backend.models()
 
 # %% [markdown]
-# ## The answer, or the knowledge that it is not
+# ## The answer you asked for, or a clear sign that it is not
 #
-# Sometimes the model cannot answer at all. On a Mac with 32 GB, `"llama-70b"` does not
-# fit; here we play that with a memory budget below what the large model needs. A load
-# that cannot fit is refused before a byte is read.
+# Sometimes the model cannot answer at all. On a Mac with 32 GB, `"llama-70b"` does not fit.
+# Here a memory budget below what the large model needs simulates that. A load that cannot fit
+# is refused before a byte is read.
 #
 # A `GuardedLLM` may then ask other models. It does not pass their answer off as the one
 # you wanted:
@@ -136,8 +136,8 @@ except FallbackRefused as error:
 refused.answer
 
 # %% [markdown]
-# With `on_fallback="mark"` the answer is returned, and marked. `guard.as_asked` is the one
-# word that code has to test.
+# With `on_fallback="mark"` the answer is returned, and marked. Code only has to test
+# `guard.as_asked`.
 
 # %%
 llm = GuardedLLM(backend, LARGE, fallbacks=[SMALL], on_fallback="mark", max_tokens=16)
@@ -146,8 +146,8 @@ assert not marked.guard.as_asked
 marked.guard
 
 # %% [markdown]
-# What is built on such an answer is tainted, however well it was made. `taint` tells which
-# steps of a chain are. Here the first step is the answer that this page began with.
+# Whatever is built on such an answer is tainted, even if every later step is correct. `taint`
+# shows which steps of a chain are. Here the first step is the answer that this page began with.
 
 # %%
 from mlx_guarded_llm import taint

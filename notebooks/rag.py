@@ -12,15 +12,15 @@
 # ---
 
 # %% [markdown]
-# # Questions to documents
+# # Answering questions from documents
 #
-# Retrieval with three models under one guard: one that embeds, a small one that is busy
-# with a long answer, and a large one that must be loaded meanwhile. Who waits for whom?
+# Retrieval with three models under one guard: one that embeds, a small one that is busy with a
+# long answer, and a large one that must be loaded meanwhile. Who waits for whom?
 #
-# It is written with LangChain; the same with LlamaIndex is at the end. To run anywhere,
-# it uses all-MiniLM-L6-v2 and two versions of SmolLM2 with 135 million parameters. The
-# answers are real; such models copy better than they think. On a Mac take
-# `"llama-3b"` as the small one and `"llama-70b"` as the large one.
+# The page uses LangChain; the same with LlamaIndex is at the end. To run anywhere, it uses
+# all-MiniLM-L6-v2 and two versions of SmolLM2 with 135 million parameters. The answers are real;
+# models this small copy better than they reason. On a Mac use `"llama-3b"` as the small one and
+# `"llama-70b"` as the large one.
 
 # %%
 from langchain_core.prompts import ChatPromptTemplate
@@ -57,8 +57,8 @@ for document, score in store.similarity_search_with_score("How tall is the light
     print(f"{score:.2f}  {document.page_content}")
 
 # %% [markdown]
-# The embedding model is resident beside the others: in the engine, under the same guard,
-# counted in the same memory.
+# The embedding model is resident beside the others: in the engine, under the same guard, and in
+# the same memory budget.
 
 # %%
 backend.models()
@@ -82,10 +82,10 @@ chain = (
 # %% [markdown]
 # ## A question comes at a bad time
 #
-# The small model is in the middle of a long answer. The question is embedded between two
-# of its tokens, which takes no load. But the large model is not in memory. Its load may
-# not meet the small model's generation: it waits, here for two seconds at most, then the
-# small model pauses between two tokens, the large one is loaded, and both go on.
+# The small model is in the middle of a long answer. The question is embedded between two of its
+# tokens, which needs no load. But the large model is not in memory, and its load must not
+# overlap the small model's generation. It waits, here for two seconds at most; then the small
+# model pauses between two tokens, the large one is loaded, and both go on.
 
 # %%
 small = backend.stream(
@@ -113,8 +113,8 @@ print(backend.explain(request))
 print(backend.explain("long-answer"))
 
 # %% [markdown]
-# The small model lost nothing. It stood still, went on where it was, and ended when its 64
-# tokens were used up.
+# The small model lost nothing. It stood still, went on where it had stopped, and ended when its
+# 64 tokens were used up.
 
 # %%
 print(report)

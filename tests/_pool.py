@@ -26,8 +26,8 @@ from mlx_guarded_llm.engine.protocol import (
     Stopped,
     Unload,
 )
-from mlx_guarded_llm.worker.death import Died
-from mlx_guarded_llm.worker.host import WorkerEngine
+from mlx_guarded_llm.worker.parent.client import WorkerEngine
+from mlx_guarded_llm.worker.parent.death import Died
 
 KEPT = 2  # workers of different options that wait at once
 _idle: list[_Worker] = []
@@ -54,7 +54,7 @@ class _Worker:
 
 
 class Lease:
-    """A worker for one backend; see `backend.machine.Host`."""
+    """A worker for one backend; see `backend.supervisor.Host`."""
 
     def __init__(self, worker: _Worker, report: Callable[[Report | Died], None]) -> None:
         self.worker = worker
@@ -121,7 +121,7 @@ class Lease:
 
 
 class Pool:
-    """Where a backend gets its workers; see `backend.machine.Hosts`."""
+    """Where a backend gets its workers; see `backend.supervisor.Hosts`."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
@@ -137,11 +137,14 @@ class Pool:
     def details(self, host: Any) -> dict[str, Any]:
         return {"pid": host.worker.engine.pid, **host.worker.engine.timings}
 
+    def stalled(self, host: Any) -> float:
+        return float(host.worker.engine.stalled)
+
     def close(self) -> None:
         """The workers are the pool's."""
 
 
 def pooled(isolation: str, options: EngineOptions, **_: Any) -> Pool:
-    """In place of `backend.hosts.hosts` when that is "process"."""
+    """In place of `backend.supervisor.launcher` when that is "process"."""
     assert isolation == "process"
     return Pool(options)

@@ -1,6 +1,8 @@
 """Fixtures of the backend's contract: small models and backends that are closed again.
 
-The contract tests (`engine/test_backend_*.py`, less `_faults`) see the public API only, so the
+With MLX_GUARDED_TEST_REMOTE=1 the backends of the contract are those of a server.
+
+The contract tests (`engine/test_backend_*.py`, except `_faults`) see the public API only, so the
 same tests hold for every place where an engine may live. Tests of what is above a backend,
 and those that look inside of the engine, name one place by a fixture `isolation` of their own.
 """
@@ -9,14 +11,20 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import pytest
 
 from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm.backend import default_backend, shared_server
 from mlx_guarded_llm.record import overlaps
 from mlx_guarded_llm.testing.tiny import (
     make_scripted_model,
@@ -24,6 +32,7 @@ from mlx_guarded_llm.testing.tiny import (
     make_tiny_model,
 )
 from tests._pool import pooled
+from tests._remote import ServedBackend, serving
 
 ISOLATIONS = ["process", "thread"]
 
@@ -45,7 +54,27 @@ def compiled_once(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=ISOLATIONS)
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A shell has what it starts in the background ignore Ctrl-C, and what that starts as well."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_server_of_ours() -> Iterator[None]:
+    """No test, and no process that it starts, finds the shared server of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="run-") as folder:
+        patch.setenv(shared_server.VARIABLE, folder)
+        patch.delenv(default_backend.URL, raising=False)
+        yield
+
+
+REMOTE = os.environ.get("MLX_GUARDED_TEST_REMOTE") == "1"
+
+
+@pytest.fixture(params=["remote"] if REMOTE else ISOLATIONS)
 def isolation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -85,14 +114,15 @@ def make_backend(
 ) -> Iterator[MakeBackend]:
     """Make backends; at the end each is closed and must have kept the rule."""
     made: list[Backend] = []
-    if isolation == "thread":
+    ends = ExitStack()
+    if isolation != "process":
         request.getfixturevalue("frozen_heap")
     if isolation == "process" and not own_worker:
-        monkeypatch.setattr("mlx_guarded_llm.backend.backend.hosts", pooled)
+        monkeypatch.setattr("mlx_guarded_llm.backend.backend.launcher", pooled)
 
     def make(aliases: Path | None = None, **options: Any) -> Backend:
         defaults: dict[str, Any] = {
-            "isolation": isolation,
+            "isolation": "thread" if isolation == "remote" else isolation,
             "catalog": Catalog(aliases_file=aliases, cache_dir=tmp_path / "cache"),
             "offline": True,
             "memory_budget": "1GiB",
@@ -101,9 +131,14 @@ def make_backend(
         }
         backend = Backend(**(defaults | options))
         made.append(backend)
+        if isolation == "remote":
+            served = ServedBackend(ends.enter_context(serving(backend)), backend)
+            ends.callback(served.close)
+            return cast(Backend, served)
         return backend
 
     yield make
+    ends.close()
     for backend in made:
         assert backend.close(), "the engine did not stop"
         assert overlaps(backend.timeline()) == []

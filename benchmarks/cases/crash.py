@@ -9,11 +9,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-import psutil
-
 from ..harness import Case, Failed, Figure, whole
 from ..pace import makespan, story
-from ..side import Ask, Heard, Setup, Side
+from ..side import Ask, Heard, Setup, Side, heaviest
 
 STREAMS = 4
 STRIKE = 0.4  # of the seconds that the answers take
@@ -68,7 +66,7 @@ def _struck(side: Side, asks: Sequence[Ask], seconds: float) -> tuple[float, lis
     thread = threading.Thread(target=lambda: heard.extend(side.together(asks)), daemon=True)
     thread.start()
     time.sleep(STRIKE * seconds)
-    victim = max(side.processes(), key=_memory)
+    victim = heaviest(side.processes())
     struck = time.monotonic()
     victim.send_signal(signal.SIGKILL)
     thread.join(seconds + PATIENCE)
@@ -77,10 +75,6 @@ def _struck(side: Side, asks: Sequence[Ask], seconds: float) -> tuple[float, lis
     if any(one.ended < struck for one in heard):
         raise Failed("an answer ended before the crash; raise --tokens")
     return struck, heard
-
-
-def _memory(process: psutil.Process) -> int:
-    return int(process.memory_info().rss)
 
 
 def _gap(heard: Heard, struck: float) -> float:

@@ -85,7 +85,7 @@ def arrival(streams: Sequence[Heard]) -> float:
 
 
 def long_text(folder: Path, tokens: int) -> str:
-    """Text of about so many tokens of a model."""
+    """Text of about that many tokens of a model."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     each = len(tokenizer.encode(SENTENCE * 8, add_special_tokens=False).ids) / 8
     return SENTENCE * math.ceil(tokens / each)

@@ -1,4 +1,4 @@
-"""A peer that is an OpenAI-compatible HTTP server: started, asked in streams, ended.
+"""An OpenAI-compatible HTTP server: started, asked in streams, ended.
 
 The client is the standard library's, a connection for each request: on one machine a
 connection takes a tenth of a millisecond, and reading a piece of an answer as little, so
@@ -14,9 +14,10 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -29,7 +30,9 @@ from benchmarks.side import Ask, CannotRun, Heard, Hearing, Setup, Side, await_e
 START_SECONDS = 600.0
 # Without an event of an answer. A model may have to be loaded first, others may be ahead.
 SILENCE_SECONDS = 180.0
+ANSWER_SECONDS = 900.0  # of a whole answer
 END_SECONDS = 10.0
+GET_SECONDS = 10.0
 CONNECTION_PAUSES = (0.05, 0.2, 0.8)
 
 
@@ -59,6 +62,7 @@ class Streamed(Hearing):
         """
         if event.get("error"):
             raise Refused(200, json.dumps(event["error"]))
+        self.model = event.get("model") or self.model
         if usage := event.get("usage"):
             self.tokens = usage.get("completion_tokens", self.tokens)
         for choice in event.get("choices") or ():
@@ -68,6 +72,30 @@ class Streamed(Hearing):
             self.finished |= choice.get("finish_reason") is not None
 
 
+class Asked:
+    """A request that is being answered, on a thread of its own."""
+
+    def __init__(self, hearing: Streamed, answer: Callable[[], Heard]) -> None:
+        self._hearing = hearing
+        self._heard: Heard | None = None
+        self._thread = threading.Thread(target=self._run, args=(answer,), daemon=True)
+        self._thread.start()
+
+    def await_pieces(self, count: int) -> None:
+        """Wait until so many pieces of the answer have come, or it is over."""
+        while len(self._hearing.pieces) < count and self._thread.is_alive():
+            self._thread.join(0.005)
+
+    def heard(self) -> Heard:
+        """Wait until it is over, and tell what came."""
+        self._thread.join()
+        assert self._heard is not None
+        return self._heard
+
+    def _run(self, answer: Callable[[], Heard]) -> None:
+        self._heard = answer()
+
+
 class HTTPServer(Side):
     """An OpenAI-compatible server as a child process with a session of its own.
 
@@ -75,10 +103,12 @@ class HTTPServer(Side):
         sampling: the options of `Ask` that the server knows, with its own names for them.
             Others are left out, and `notes` says so.
         environment: variables it is started with besides ours.
+        patience: seconds without an event after which an answer is given up.
     """
 
     sampling: Mapping[str, str]
     environment: Mapping[str, str] = {}
+    patience = SILENCE_SECONDS
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,9 +164,49 @@ class HTTPServer(Side):
 
     def ask(self, ask: Ask) -> Heard:
         """See `Side`."""
+        return self._hear(ask, Streamed())
+
+    def begin(self, ask: Ask) -> Asked:
+        """Ask from a thread of its own, and do not wait."""
         hearing = Streamed()
+        return Asked(hearing, lambda: self._hear(ask, hearing))
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a page.
+
+        Raises:
+            OSError, HTTPException: the server is not there, or is silent for too long.
+        """
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=GET_SECONDS)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def health(self) -> str:
+        """What it says of itself at `/health`, in a few words.
+
+        Raises:
+            OSError, HTTPException: the server is not there, or is silent for too long.
+        """
+        status, body = self.get("/health")
+        try:
+            said = json.loads(body)["status"]
+        except (ValueError, KeyError, TypeError):
+            said = ""
+        return f"HTTP {status} {said}".strip()
+
+    def is_running(self) -> bool:
+        """Whether the process that was started has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def _hear(self, ask: Ask, hearing: Streamed) -> Heard:
         try:
             self._answer(ask, hearing)
+        except TimeoutError:
+            return hearing.heard(f"TimeoutError: no event for {self.patience:.0f} s")
         except (OSError, HTTPException, ValueError, Refused) as error:
             return hearing.heard(f"{type(error).__name__}: {error}")
         if hearing.tokens is None:
@@ -164,7 +234,8 @@ class HTTPServer(Side):
             OSError, HTTPException, ValueError: the answer breaks off, or is none.
         """
         with self._post("/v1/chat/completions", self._body(ask)) as response:
-            _hear(response, hearing)
+            hearing.headers = time.monotonic()
+            _read(response, hearing, self.patience)
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -190,7 +261,7 @@ class HTTPServer(Side):
             Refused: the answer is an error.
             OSError, HTTPException: the server is not there, or is silent for too long.
         """
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=SILENCE_SECONDS)
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=self.patience)
         try:
             response = self._send(connection, path, json.dumps(body).encode())
             if response.status >= 400:
@@ -232,14 +303,10 @@ class HTTPServer(Side):
             time.sleep(0.1)
 
     def _ready(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=10.0)
         try:
-            connection.request("GET", "/v1/models")
-            return connection.getresponse().status == 200
+            return self.get("/v1/models")[0] == 200
         except (OSError, HTTPException):
             return False
-        finally:
-            connection.close()
 
     def _opened(self) -> Setup:
         assert self._setup is not None, "open() comes first"
@@ -258,20 +325,24 @@ class HTTPServer(Side):
         return "\n".join(lines[-15:])
 
 
-def _hear(response: HTTPResponse, hearing: Streamed) -> None:
+def _read(response: HTTPResponse, hearing: Streamed, patience: float) -> None:
     """Read server-sent events to their end.
 
     Raises:
         Refused: the server tells an error in the stream.
-        HTTPException, OSError: the stream breaks off.
+        HTTPException, OSError: the stream breaks off, or never ends.
+        TimeoutError: there was no event for `patience` seconds.
     """
     last = time.monotonic()
     while line := response.readline():
+        now = time.monotonic()
+        if now > hearing.began + ANSWER_SECONDS:
+            raise HTTPException(f"the answer has no end after {ANSWER_SECONDS:.0f} s")
         if not line.startswith(b"data:"):
-            if time.monotonic() > last + SILENCE_SECONDS:  # signs of life are no answer
-                raise TimeoutError(f"no event for {SILENCE_SECONDS:.0f} s")
+            if now > last + patience:  # signs of life are no answer
+                raise TimeoutError
             continue
-        last = time.monotonic()
+        last = now
         data = line[len(b"data:") :].strip()
         if data == b"[DONE]":
             return
@@ -287,7 +358,8 @@ def _start(
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+            # Some leave files in the folder for temporary ones: so it is one that goes.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder), **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,8 +1,9 @@
-"""The peers that are HTTP servers, each with the options that serve it best."""
+"""HTTP servers, ours and the peers, each with the options that serve it best."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -10,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.ours import budget_for_one
 from benchmarks.peers.environments import Environment
 from benchmarks.peers.http import HTTPServer, Refused, Streamed
 from benchmarks.side import Ask, CannotRun, Setup
+from mlx_guarded_llm import Catalog, GuardedLLMError, __version__
 
 # The default wheel of torch for Linux brings CUDA; where a local one without it can be
 # had (see environments.py), this version is taken from there.
@@ -31,6 +34,51 @@ COMMON = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "prese
 
 def _same(*names: str) -> Mapping[str, str]:
     return {name: name for name in names}
+
+
+class GuardedServer(HTTPServer):
+    """`mlx-guarded serve`, of this checkout."""
+
+    name = "mlx-guarded serve"
+    version = __version__
+    sampling = _same(*COMMON, "frequency_penalty", "seed")
+
+    def served(self, model: str) -> str:
+        """See `HTTPServer`."""
+        return model
+
+    def command(self, setup: Setup, port: int, scratch: Path) -> Sequence[str | Path]:
+        """See `HTTPServer`."""
+        cache = scratch / "cache"  # what it learns of a model, crashes too, is of this run
+        guard: dict[str, object] = {
+            "load_wait": setup.load_wait,
+            "max_active": AT_ONCE,
+            "offline": True,
+        }
+        if not setup.prefix_cache:
+            guard["prefix_cache"] = 0
+        if setup.fits_one:
+            catalog = Catalog(cache_dir=cache)
+            try:
+                folders = map(str, setup.models.values())
+                guard["memory_budget"], note = budget_for_one(folders, guard | {"catalog": catalog})
+            except GuardedLLMError as error:
+                raise CannotRun(f"{type(error).__name__}: {error}") from error
+            self._note(note)
+        self.environment = {
+            "MLX_GUARDED_CACHE_DIR": str(cache),
+            **{f"MLX_GUARDED_GUARD__{name.upper()}": str(value) for name, value in guard.items()},
+        }
+        models = [f"--model={name}={folder}" for name, folder in setup.models.items()]
+        script = Path(sys.executable).with_name("mlx-guarded")
+        return [script, "serve", "--port", str(port), *models]
+
+    def health(self) -> str:
+        """See `HTTPServer`."""
+        found = json.loads(self.get("/health")[1])
+        cause = re.sub(r" \(pid \d+\)", "", found.get("last_death", {}).get("cause", ""))
+        said = f"{super().health()}, engine_deaths {found['engine_deaths']}"
+        return f"{said} ({cause})" if cause else said
 
 
 class MLXLMServer(HTTPServer):
@@ -103,6 +151,9 @@ class RapidMLX(HTTPServer):
 
     A request for a model that is not resident is refused, so this client loads it and
     asks again; the time that takes is the request's.
+
+    Args:
+        plain: the client knows OpenAI's API only, and so loads nothing.
     """
 
     name = "rapid-mlx"
@@ -111,14 +162,15 @@ class RapidMLX(HTTPServer):
     environment: Mapping[str, str] = {"RAPID_MLX_TELEMETRY": "0", "DO_NOT_TRACK": "1"}
     installed = Environment(name=name, requirements=(f"{name}=={version}", TORCH), excludes=WITHOUT)
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
         super().__init__()
+        self._plain = plain
         self._loading = threading.Lock()
 
     def command(self, setup: Setup, port: int, scratch: Path) -> Sequence[str | Path]:
         """See `HTTPServer`."""
         self._note(ALONE)
-        if len(setup.models) > 1:
+        if len(setup.models) > 1 and not self._plain:
             self._note("loads nothing by itself: the client loads a model that it lacks")
             if setup.fits_one:
                 self._note("for one model at a time it is told to replace, after a drain")
@@ -145,9 +197,10 @@ class RapidMLX(HTTPServer):
             try:
                 return super()._answer(ask, hearing)
             except Refused as refusal:
-                late = time.monotonic() - hearing.began > REQUEST_SECONDS
+                late = time.monotonic() - hearing.began > self.patience
                 # 404: not resident; 503: another takes its place at this moment.
-                if refusal.status not in (404, 503) or hearing.pieces or late:
+                final = self._plain or refusal.status not in (404, 503)
+                if final or hearing.pieces or late:
                     raise
             self._make_resident(ask.model)
 

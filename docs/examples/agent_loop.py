@@ -1,4 +1,4 @@
-"""An agent that calls tools on a local model, and says who gave each of its answers.
+"""An agent that calls tools on a local model, and says which model gave each answer.
 
     python docs/examples/agent_loop.py [MODEL] [QUESTION]
 
@@ -38,7 +38,7 @@ def inhabitants(city: Literal["Paris", "Lyon", "Nice"]) -> str:
 
 @wrap_model_call
 def look_it_up_first(request: ModelRequest[Any], handler: Handler) -> ModelResponse[Any]:
-    """A tool first, words afterwards: small models rarely choose well for themselves.
+    """A tool call first, text afterwards: small models rarely choose well for themselves.
 
     The forced call is held to the tool's schema, so its city is one of the three.
     """
@@ -57,10 +57,10 @@ def ask(
     Args:
         chat: the agent's model.
         question: about the number of inhabitants of a city.
-        fallbacks: who answers when that model does not; their answers are marked.
+        fallbacks: models that answer when that model does not; their answers are marked.
 
     Returns:
-        The agent's state: "messages", and in "guard" where each answer came from.
+        The agent's state, with "messages"; "guard" says where each answer came from.
     """
     guarded = GuardedModelMiddleware(fallbacks=fallbacks, on_fallback="mark")
     middleware: list[AgentMiddleware[Any, Any]] = [guarded, look_it_up_first]
@@ -75,7 +75,7 @@ def ask(
 
 
 def show(messages: Sequence[BaseMessage]) -> None:
-    """Print each message, who gave it, and whether it rests on a wrong one."""
+    """Print each message, which model gave it, and whether it rests on a marked one."""
     for message, step in zip(messages, taint(messages), strict=True):
         calls = getattr(message, "tool_calls", [])
         print(f"{message.type:>6}: {message.text or [(c['name'], c['args']) for c in calls]}")

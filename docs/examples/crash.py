@@ -3,8 +3,8 @@
     python docs/examples/crash.py [MODEL]
 
 The same question is asked twice with the same seed. The second time the engine's process
-is sent SIGABRT in the middle of the answer, as Metal does it. A new engine goes on behind
-the tokens that have been passed on: the caller sees a pause, then the rest of the answer.
+gets SIGABRT in the middle of the answer, as from a Metal assertion. A new engine goes on after
+the tokens that were passed on: the caller sees a pause, then the rest of the answer.
 """
 
 # ruff: noqa: T201 - a script that prints
@@ -24,7 +24,7 @@ def answer(backend: Backend, model: str, *, max_tokens: int, die_after: int | No
     """Stream an answer to the terminal.
 
     Args:
-        die_after: pieces after which the engine is killed.
+        die_after: number of pieces after which the engine is killed; None lets it live.
     """
     collector = Collector()
     for count, chunk in enumerate(

@@ -2,9 +2,9 @@
 
     python docs/examples/extended_thinking.py [MODEL] [FALLBACK]
 
-Three steps build on each other. First the model fails twice and then answers; then its
-server really dies twice, of the incident's own cause; then it is gone for good. The chain
-ends with the model's own answer, or it knows that it did not get it.
+Three steps build on each other. First the model fails twice and then answers. Then its server
+really dies twice, from the same cause as in the incident. Then the model is gone for good. The
+chain ends with the model's own answer, or knows that it did not get it.
 """
 
 # ruff: noqa: T201 - a script that prints
@@ -25,7 +25,7 @@ from mlx_guarded_llm import (
     taint,
 )
 from mlx_guarded_llm.errors import EngineDied, FallbackRefused
-from mlx_guarded_llm.guarded import Call
+from mlx_guarded_llm.fallback import Call
 from mlx_guarded_llm.testing.faulty import CUT_THINKING, FaultyBackend, Options
 
 QUESTION = "What is 6 times 7?"
@@ -35,13 +35,13 @@ REAL = Options({})  # no fault: the model's own answer, with the options it was 
 
 
 def extended_thinking(llm: GuardedLLM) -> list[Result]:
-    """Each step sees what the steps before it said.
+    """Run the steps; each sees the answers of the steps before it.
 
     Returns:
         The answers of all steps; the last one is the chain's.
 
     Raises:
-        FallbackRefused: a step got another model's answer only; that is in `.answer`.
+        FallbackRefused: only another model answered a step; its answer is in `.answer`.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
     results: list[Result] = []
@@ -59,10 +59,10 @@ class CrashingServer(Candidate):
     Metal does.
 
     Args:
-        name: it goes by.
+        name: the candidate's name.
         model: folder of the model that answers.
-        other: folder of one that is loaded meanwhile.
-        deaths: how often, before it is run with the load after the answer.
+        other: folder of the model that is loaded meanwhile.
+        deaths: how often the server dies, before the load is made after the answer.
     """
 
     def __init__(self, name: str, model: str, other: str, *, deaths: int = 2) -> None:
@@ -99,13 +99,13 @@ def fails_twice(backend: Backend, model: str, fallback: str, **options: Any) -> 
 
 
 def guarded(backend: Any, model: str | Candidate, fallback: str, **options: Any) -> GuardedLLM:
-    """Three attempts at the model, a fallback, and no pauses, for there is nothing to wait for."""
+    """Three attempts at the model, a fallback, and no pauses: there is nothing to wait for."""
     retry = RetryPolicy(attempts=3, initial_wait=0, jitter=0)
     return GuardedLLM(backend, model, fallbacks=[fallback], retry=retry, **options)
 
 
 def show(results: list[Result]) -> None:
-    """Print each step, who gave it after what, and what it rests on."""
+    """Print each step, the attempts at it, and what it rests on."""
     for result, step in zip(results, taint(results), strict=True):
         tried = ", ".join(f"{a.model}: {a.outcome}" for a in result.guard.attempts)
         print(f"  {result.text!r}\n    {tried}")
@@ -114,7 +114,7 @@ def show(results: list[Result]) -> None:
 
 
 def main(model: str = "smollm2-135m-bf16", fallback: str = "smollm2-135m") -> None:
-    """The incident four times, each time with another end."""
+    """The incident four times, each time with a different end."""
     with Backend() as backend:
         brief: dict[str, Any] = {"stop": [".", "\n"]}  # a sentence for each step
 
@@ -137,7 +137,7 @@ def main(model: str = "smollm2-135m-bf16", fallback: str = "smollm2-135m") -> No
 
 
 def folder_of(name: str) -> str:
-    """The folder of a model; it is fetched if need be."""
+    """The folder of a model, downloaded if necessary."""
     catalog = Catalog()
     return str(catalog.ensure(catalog.resolve(name)).path)
 

@@ -43,7 +43,7 @@ def make_chain(
 
 
 def as_lines(documents: Sequence[Document]) -> str:
-    """The documents' texts, one to a line."""
+    """The documents' texts, one per line."""
     return "\n".join(document.page_content for document in documents)
 
 

@@ -32,8 +32,8 @@ def ask(
     """Answer a question from the facts that fit it best.
 
     Returns:
-        The response, and what was behind it: a query engine passes on text only, so the
-        provenance of the answers is gathered by a `watch`.
+        The response, and the answers behind it: a query engine passes on only text, so a
+        `watch` collects their provenance.
     """
     index = VectorStoreIndex.from_documents(
         [Document(text=fact) for fact in facts], embed_model=embedding

@@ -2,9 +2,9 @@
 
     python docs/examples/two_models.py [PLANNER] [WORKER]
 
-The worker collects notes. Meanwhile the planner is asked for a plan, so its model is to
-be loaded: the load waits `load_wait` seconds for the worker, then pauses it between two
-tokens. Then the worker carries out the plan. The record tells who waited for whom.
+The worker collects notes. Meanwhile the planner is asked for a plan, so its model must be
+loaded: the load waits `load_wait` seconds for the worker, then pauses it between two tokens.
+Then the worker carries out the plan. The record says who waited for whom.
 """
 
 # ruff: noqa: T201 - a script that prints
@@ -26,14 +26,14 @@ async def write(planner: GuardedLLM, worker: GuardedLLM) -> tuple[Result, Result
     """Notes and a plan at the same time, then the article.
 
     Returns:
-        The three answers, each a full one of the model that was asked; anything else
+        The three answers, each a full answer of the model that was asked; anything else
         would have been an error.
     """
     collector = Collector()
     planning: asyncio.Task[Result] | None = None
     async for chunk in worker.astream(NOTES):
         collector.add(chunk)
-        if planning is None:  # the worker has begun: now the other model is wanted
+        if planning is None:  # the worker has begun: now ask the other model
             planning = asyncio.create_task(planner.agenerate(PLAN))
     assert planning is not None
     notes, plan = collector.result(), await planning

@@ -1,48 +1,69 @@
-"""The backend: what users hold. It checks what they ask and hands it to the dispatcher."""
+"""The backend: what callers hold. It checks what they ask and posts it to the dispatcher."""
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
+from ..embed_request import EmbedRequest
 from ..engine.protocol import EngineOptions
-from ..errors import InvalidRequest
-from ..guard import LoadDeadline
-from ..models import Catalog, OnProgress
+from ..errors import InvalidRequest, ModelError
+from ..guard import GuardLimits, LoadDeadline
+from ..json_values import shown
+from ..logs import flush as flush_logs
+from ..models import LOAD_OPTIONS, Catalog, ModelCard, OnProgress
+from ..models.spec import Task
 from ..params import SamplingParams
-from ..record import Event, Record, Timeline, explain, timeline, write_perfetto
+from ..record import Event, Record
+from ..record.reason import RECENT, reason
 from ..request import PromptRequest
-from ..results import Result
-from ..worker.parcel import pack, unpack
-from .asking import inside, new_id
-from .calls import AsyncStream, Gathered, Put, Stream
+from ..worker.pickling import pack
+from ..writer import flush as flush_writes
+from ..writer import write_soon
+from .base import CLOSE_GRACE, HEALTH_PATIENCE, BaseBackend, GiveUp, inside
 from .crashes import FILE, Crashes
 from .dispatcher import Dispatcher
-from .hosts import Isolation, hosts
-from .options import byte_size, count, seconds, sort_options
+from .health import Health
+from .jobs import Job
+from .model_info import ModelInfo, Models
+from .names import Names
+from .options import (
+    byte_size,
+    callback,
+    checked_priority,
+    choice,
+    count,
+    label,
+    seconds,
+    sort_options,
+    switch,
+    tokens_prompt,
+    wired_size,
+)
 from .quarantine import Quarantine
-from .requests import AnswerRequest
-from .text_calls import TextCalls
-from .waiting import await_, wait
-from .work import Job, ModelInfo
+from .request_status import RequestStatus
+from .requests import AnswerRequest, Request, TokensRequest, VectorsRequest
+from .streams import AsyncStream, Promise, Put
+from .supervisor import Isolation, launcher
 
 T = TypeVar("T")
 
-CLOSE_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
+LEAST_STALL = 2.0  # seconds; a worker shows life twice a second
+_ids = itertools.count(1)
 
 
-class Backend(TextCalls):
+class Backend(BaseBackend):
     """Runs several MLX models without one hurting another, or the program.
 
     Loads wait for running generations (`load_wait`), and at that deadline generations
     pause at a token boundary instead of being lost. One thread owns MLX, so no two
     Metal operations overlap, whoever calls from wherever. It lives in a process of its
-    own: when that dies, another one goes on with every answer where it stopped.
+    own: when that dies, another one continues every answer where it stopped.
 
         from mlx_guarded_llm import Backend
 
@@ -56,6 +77,8 @@ class Backend(TextCalls):
         load_wait: seconds a load waits for running generations before they pause.
         fairness_window: seconds during which a newcomer may pass a waiting load, and
             that generations get between two pauses.
+        batch_wait: seconds by which an interactive request may come later than one with
+            `priority="batch"` and still go before it.
         on_load_deadline: at `load_wait`, "pause" the generations and load, or "raise"
             `LoadDeferredTimeout`.
         memory_budget: bytes models may use, or text such as "12GB"; None takes what
@@ -67,24 +90,31 @@ class Backend(TextCalls):
         timeout: seconds a request may take in all, unless it says otherwise.
         prefix_cache: bytes, or text, for KV caches of prompts that begin alike; None
             takes 5 % of the budget, 0 keeps none.
+        wired_memory: on Metal, bytes (or text) of the models' memory that macOS must leave in
+            place, or "recommended" for as much as the device recommends; None leaves that alone.
         prefill_step_size: prompt tokens, or tokens of texts to embed, computed at once;
             of a prompt a quarter, while others wait for their next token.
         catalog: finds models by name; None makes the default one.
         offline: never use the network.
-        on_progress: told of every download, load and prefill, from another thread.
+        on_progress: hears of every download, load and prefill, on another thread.
         record_size: events kept.
-        stall_timeout: seconds without progress after which the engine's process is taken
-            for hung and replaced; longer for models that are known to be slow.
+        stall_timeout: seconds without progress after which the engine's process counts as
+            hung and is replaced, at least 2; longer for models that are known to be slow.
+            A request whose preparation takes that long fails.
         quarantine_after: how often a model may make the engine die within ten minutes
-            before it is refused (`ModelQuarantined`); None for any number.
+            before it is refused (`ModelQuarantined`); None for no limit.
         spare_worker: keep a second process waiting, so that the next engine need not
             start Python and import MLX first; it takes about 100 MB.
 
-    The last three have no meaning with isolation="thread".
+    `quarantine_after`, `spare_worker` and everything about a process of its own have no meaning
+    with isolation="thread".
 
     Raises:
         InvalidRequest: an argument is wrong.
     """
+
+    _hint_closed = "Make a new Backend()."
+    _hint_forked = "Make a backend in the child, started with the 'spawn' method."
 
     def __init__(
         self,
@@ -92,6 +122,7 @@ class Backend(TextCalls):
         isolation: Isolation = "process",
         load_wait: float = 120.0,
         fairness_window: float = 5.0,
+        batch_wait: float = 30.0,
         on_load_deadline: LoadDeadline = "pause",
         memory_budget: int | str | None = None,
         keep_alive: float | None = None,
@@ -99,6 +130,7 @@ class Backend(TextCalls):
         max_active: int = 32,
         timeout: float = 3600.0,
         prefix_cache: int | str | None = None,
+        wired_memory: int | str | None = None,
         prefill_step_size: int | None = None,
         catalog: Catalog | None = None,
         offline: bool = False,
@@ -108,19 +140,20 @@ class Backend(TextCalls):
         quarantine_after: int | None = 3,
         spare_worker: bool = False,
     ) -> None:
-        if isolation not in ("process", "thread"):
-            raise InvalidRequest(f"isolation is {isolation!r}; it must be 'process' or 'thread'.")
-        if on_load_deadline not in ("pause", "raise"):
-            raise InvalidRequest(
-                f"on_load_deadline is {on_load_deadline!r}; it must be 'pause' or 'raise'."
-            )
+        choice("isolation", isolation, ("process", "thread"))
+        choice("on_load_deadline", on_load_deadline, ("pause", "raise"))
         self.isolation = isolation
         self.timeout = seconds("timeout", timeout)
+        if not isinstance(catalog, Catalog | None):
+            raise InvalidRequest(f"catalog is {shown(catalog)}; it must be a Catalog, or None.")
         self._catalog = catalog or Catalog()
+        self._names = Names(self._catalog)
         self._record = Record(count("record_size", record_size))
         self._owner = os.getpid()
+        patience = seconds("stall_timeout", stall_timeout, LEAST_STALL)
         options = EngineOptions(
-            max_active=max_active,
+            max_active=count("max_active", max_active),
+            prepare_timeout=patience,
             memory_budget=None
             if memory_budget is None
             else byte_size("memory_budget", memory_budget, 1),
@@ -130,321 +163,232 @@ class Backend(TextCalls):
             prefix_cache_bytes=None
             if prefix_cache is None
             else byte_size("prefix_cache", prefix_cache, 0),
+            wired_memory=wired_size(wired_memory),
         )
         self._dispatcher = Dispatcher(
-            guard={
-                "load_wait": seconds("load_wait", load_wait),
-                "fairness_window": seconds("fairness_window", fairness_window),
-                "on_load_deadline": on_load_deadline,
-                "max_queue": count("max_queue", max_queue),
-                "max_active": count("max_active", max_active),
-                "keep_alive": None if keep_alive is None else seconds("keep_alive", keep_alive),
-            },
-            hosts=hosts(
+            limits=GuardLimits(
+                load_wait=seconds("load_wait", load_wait),
+                fairness_window=seconds("fairness_window", fairness_window),
+                batch_wait=seconds("batch_wait", batch_wait),
+                on_load_deadline=on_load_deadline,
+                max_queue=count("max_queue", max_queue),
+                max_active=count("max_active", max_active),
+                keep_alive=None if keep_alive is None else seconds("keep_alive", keep_alive),
+            ),
+            launcher=launcher(
                 isolation,
                 options,
-                stall_timeout=seconds("stall_timeout", stall_timeout),
-                spare=spare_worker,
+                stall_timeout=patience,
+                spare=switch("spare_worker", spare_worker),
             ),
             quarantine=Quarantine(
                 None if quarantine_after is None else count("quarantine_after", quarantine_after)
             ),
-            crashes=Crashes(self._catalog.cache_dir / FILE),
+            crashes=Crashes(self._catalog.cache_dir / FILE, write_soon),
             catalog=self._catalog,
-            offline=offline,
+            names=self._names,
+            offline=switch("offline", offline),
             record=self._record,
-            on_progress=on_progress,
+            on_progress=callback("on_progress", on_progress),
         )
         self._closed = False
 
     # ---- generating --------------------------------------------------------------
 
-    def generate(
-        self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> Result:
-        """Answer a prompt.
+    def cancel(self, request_id: str) -> None:
+        """See `BaseBackend.cancel`."""
+        name = label("request_id", request_id)
+        self._dispatcher.post(lambda: self._dispatcher.cancel(name))
+
+    # ---- texts ------------------------------------------------------------------
+
+    def full_name(self, model: str | Path, **options: Any) -> str:
+        """See `BaseBackend.full_name`."""
+        return self._catalog.full_name(model, **options)
+
+    def card(self, model: str | Path, **options: Any) -> ModelCard | None:
+        """See `BaseBackend.card`."""
+        try:
+            return self._catalog.card_of(self._names.resolve(model, **options))
+        except ModelError:
+            return None
+
+    def aliases(self) -> list[str]:
+        """The names that its catalog has for models."""
+        return [*self._catalog.aliases()]
+
+    # ---- models -----------------------------------------------------------------
+
+    def models(self) -> list[ModelInfo]:
+        """See `BaseBackend.models`."""
+        return Models(self._query(self._dispatcher.models))
+
+    def memory(self) -> tuple[int, int]:
+        """See `BaseBackend.memory`."""
+        used, budget = self._query(self._dispatcher.memory)
+        return used, budget
+
+    def unpin(self, model: str | Path, **options: Any) -> bool:
+        """See `BaseBackend.unpin`."""
+        to, key = self._dispatcher, self._names.key(self._names.resolve(model, **options))
+        return bool(self._query(lambda: to.unpin(key)))
+
+    def forgive(self, model: str | Path, **options: Any) -> bool:
+        """See `BaseBackend.forgive`."""
+        to = self._dispatcher
+        keys = (self._names.key(self._names.resolve(model, **options)), str(model))
+        return bool(self._query(lambda: any(to.forgive(key) for key in keys)))
+
+    # ---- elsewhere ---------------------------------------------------------------
+
+    @staticmethod
+    def connect(url: str, *, key: str | None = None, timeout: float = 3600.0) -> BaseBackend:
+        """A backend whose models a server runs; see `RemoteBackend`.
+
+            backend = Backend.connect("http://127.0.0.1:8080")
+            print(backend.generate("smollm2-135m", "What is the capital of France?").text)
 
         Args:
-            model: alias, folder or Hugging Face repository.
-            prompt: a string, which is one user message (or, for a model without a
-                chat template and with `raw=True`, text to continue), or a list of
-                OpenAI-style messages.
-            timeout: seconds for everything, waiting and loading included.
-            request_id: a name of your own for the record.
-            on_progress: told of this request's download, load and prefill.
-            **options: fields of `SamplingParams` (max_tokens, temperature, seed, stop
-                and so on) and of `PromptRequest` (raw, tools, thinking and so on).
-
-        Returns:
-            The whole answer; `result.guard` tells where it came from and what it
-            waited for.
+            url: "http://host:port", or "unix:///path" for a Unix socket.
+            key: of the server, if it needs one; None takes the variable MLX_GUARDED_KEY.
+            timeout: seconds a request may take in all, unless it says otherwise.
 
         Raises:
-            GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
+            InvalidRequest: the address is none, or the server refuses the key.
+            ServerUnavailable: no server answers there.
         """
-        gathered = Gathered()
-        identity = self._submit(
-            gathered.put, model, prompt, timeout, request_id, on_progress, options
-        )
-        return wait(gathered.future, lambda: self.cancel(identity))
+        try:
+            from .remote.backend import RemoteBackend
+        except ImportError as error:
+            raise InvalidRequest(
+                f"a server cannot be asked here ({error}).",
+                hint="Run `pip install 'mlx-guarded-llm[remote]'`.",
+            ) from None
+        return RemoteBackend(url, key=key or os.environ.get("MLX_GUARDED_KEY"), timeout=timeout)
 
-    def stream(
-        self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> Stream:
-        """Answer a prompt piece by piece. Takes what `generate` takes.
+    # ---- the record --------------------------------------------------------------
+
+    def expected_wait(self, request_id: str) -> float | None:
+        """See `BaseBackend.expected_wait`."""
+        to, name = self._dispatcher, label("request_id", request_id)
+        wait: float | None = self._query(lambda: to.expected_wait(name))
+        return wait
+
+    async def aexpected_wait(
+        self, request_id: str, *, timeout: float = HEALTH_PATIENCE
+    ) -> float | None:
+        """See `BaseBackend.aexpected_wait`."""
+        self._check_open()
+        to, name = self._dispatcher, label("request_id", request_id)
+        wait: float | None = await to.call(lambda: to.expected_wait(name)).wait_async(
+            timeout, give_up=lambda: None
+        )
+        return wait
+
+    def fingerprint(self, request_id: str) -> str:
+        """Which model answers a request that is under way; see `Provenance`. Never blocks.
 
         Returns:
-            An iterator of `Chunk`s; the last one carries usage and guard. Leaving the
-            loop early stops the generation.
+            "" if it has ended, or its model is being fetched.
         """
-        identity = request_id or new_id("request")
-        stream = Stream(identity, self.cancel)
-        self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
-        return stream
+        return self._dispatcher.pending.fingerprint(request_id)
 
-    async def agenerate(
+    def aresume(
         self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
+        model: str | Path,
+        prompt: str | Sequence[Mapping[str, Any] | int],
         *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> Result:
-        """As `generate`, without blocking the event loop. Cancelling the task cancels it."""
-        gathered = Gathered()
-        identity = self._submit(
-            gathered.put, model, prompt, timeout, request_id, on_progress, options
-        )
-        return await await_(gathered.future, lambda: self.cancel(identity))
-
-    def astream(
-        self,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
+        emitted: Sequence[int],
+        fingerprint: str,
         timeout: float | None = None,
         request_id: str | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> AsyncStream:
-        """As `stream`, for `async for`. Call it inside a running event loop."""
-        identity = request_id or new_id("request")
-        stream = AsyncStream(identity, self.cancel)
-        self._submit(stream.mail.put, model, prompt, timeout, identity, on_progress, options)
+        """As `astream`, for an answer that another backend has begun: gives the rest of it.
+
+        Args:
+            emitted: ids of the tokens that the caller has.
+            fingerprint: of the model that they are of.
+            options: as there, with the seed.
+        """
+        name = self._identity(request_id)
+        stream = AsyncStream(name, self.cancel)
+        self._submit(
+            stream.mail.put,
+            model,
+            prompt,
+            timeout,
+            name,
+            on_progress,
+            options,
+            tokens=list(emitted),
+            fingerprint=fingerprint,
+            resumed=True,
+        )
         return stream
 
-    # ---- models ------------------------------------------------------------------
+    def status(self, request_id: str) -> RequestStatus | None:
+        """See `BaseBackend.status`."""
+        to, name = self._dispatcher, label("request_id", request_id)
+        return self._worded(self._query(lambda: to.status(name)))
 
-    def load(
-        self,
-        model: str,
-        *,
-        pin: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> ModelInfo:
-        """Make a model resident, fetching it first when needed.
+    async def astatus(
+        self, request_id: str, *, timeout: float = HEALTH_PATIENCE
+    ) -> RequestStatus | None:
+        """See `BaseBackend.astatus`."""
+        self._check_open()
+        to, name = self._dispatcher, label("request_id", request_id)
+        found = await to.call(lambda: to.status(name)).wait_async(timeout, give_up=lambda: None)
+        return self._worded(found)
 
-        Args:
-            model: alias, folder or Hugging Face repository.
-            pin: keep it from being evicted for another model.
-            timeout: seconds to wait; the load itself may go on afterwards.
-            on_progress: told of the download and the load.
-            **options: revision, adapter_path, kv_bits, kv_group_size, context_window,
-                task ("generate" or "embed").
-
-        Raises:
-            GuardedLLMError: see `mlx_guarded_llm.errors` for the kinds.
-        """
-        job = self._ask_load(model, pin, on_progress, options)
-        info: ModelInfo = wait(job.future, lambda: self._drop_job(job), self._timeout(timeout))
-        return info
-
-    async def aload(
-        self,
-        model: str,
-        *,
-        pin: bool = False,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> ModelInfo:
-        """As `load`, without blocking the event loop."""
-        job = self._ask_load(model, pin, on_progress, options)
-        info: ModelInfo = await await_(
-            job.future, lambda: self._drop_job(job), self._timeout(timeout)
-        )
-        return info
-
-    def unload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
-        """Give a model's memory back, when its requests have ended.
-
-        Returns:
-            Whether there was anything to unload.
-        """
-        job = self._ask("unload", spec=self._resolve(model, **options))
-        return bool(wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
-
-    async def aunload(self, model: str, *, timeout: float | None = None, **options: Any) -> bool:
-        """As `unload`, without blocking the event loop."""
-        job = self._ask("unload", spec=self._resolve(model, **options))
-        return bool(await await_(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
-
-    def models(self) -> list[ModelInfo]:
-        """Every model that is resident or wanted, by name. The list shows itself as a table."""
-        from ..display.tables import Models
-
-        return Models(self._query(self._dispatcher.models))
-
-    def memory(self) -> tuple[int, int]:
-        """Bytes promised to models and requests, and the budget. (0, 0) before first use."""
-        used, budget = self._query(self._dispatcher.memory)
-        return used, budget
-
-    def forgive(self, model: str, **options: Any) -> bool:
-        """Let a quarantined model be loaded again.
-
-        Args:
-            model: as it was asked for, or the name by which the error and `models()` tell
-                it from another of the same name.
-            options: those it was asked for with.
-
-        Returns:
-            Whether it was quarantined.
-        """
-        to = self._dispatcher
-        if not options and model in self._query(to.quarantine.held):
-            return bool(self._query(lambda: to.forgive(model)))
-        spec = self._resolve(model, **options)
-        return bool(self._query(lambda: to.forgive(to.library.key(spec))))
-
-    # ---- foreign work ------------------------------------------------------------
-
-    def run(self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None) -> T:
-        """Call `fn()` on the MLX thread, under the guard.
-
-        For MLX code of your own: an embedding model, whisper, a notebook cell. Like a
-        load it waits for running generations, up to `load_wait`, and then pauses them.
-
-        Args:
-            fn: takes nothing and returns plain values, no `mx.array`. It runs in the
-                engine's process: what it changes there (globals, files it has open) stays
-                there, and if that process dies it is not run again.
-            label: its name in the record.
-            timeout: seconds to wait; the function itself may go on afterwards.
-
-        Returns:
-            What `fn` returned.
-
-        Raises:
-            Exception: whatever `fn` raised.
-            InvalidRequest: it, or what it returned, cannot be sent to the other process;
-                or it returned an `mx.array`.
-            EngineDied: the engine died meanwhile.
-        """
-        job = self._ask_run(fn, label)
-        value: T = unpack(wait(job.future, lambda: self._drop_job(job), self._timeout(timeout)))
-        return value
-
-    async def arun(
-        self, fn: Callable[[], T], *, label: str = "run", timeout: float | None = None
-    ) -> T:
-        """As `run`, without blocking the event loop."""
-        job = self._ask_run(fn, label)
-        patience = self._timeout(timeout)
-        value: T = unpack(await await_(job.future, lambda: self._drop_job(job), patience))
-        return value
-
-    # ---- the record --------------------------------------------------------------
-
-    def events(self) -> tuple[Event, ...]:
-        """Every transition, oldest first."""
-        return self._record.events()
-
-    def explain(self, request_id: str) -> str:
-        """One request's story, in words."""
-        return explain(self.events(), request_id)
-
-    def timeline(self) -> Timeline:
-        """Who generated, waited and loaded when. Draws itself in a notebook."""
-        return timeline(self.events())
-
-    def write_trace(self, path: str | Path) -> Path:
-        """Write the record in the Chrome trace format, for ui.perfetto.dev."""
-        return write_perfetto(self.events(), path)
+    def requests(self) -> list[RequestStatus]:
+        """See `BaseBackend.requests`."""
+        return [self._words(status) for status in self._query(self._dispatcher.requests)]
 
     @property
-    def closed(self) -> bool:
-        """It was closed, or is about to be."""
-        return self._closed
+    def record(self) -> Record:
+        """The record itself, to be followed as it grows; `events` has what is kept of it."""
+        return self._record
+
+    def follow_progress(self, follower: OnProgress) -> Callable[[], None]:
+        """Have a function hear of every download, load and prefill, whoever it is for.
+
+        Args:
+            follower: called on another thread, as `on_progress` is.
+
+        Returns:
+            A function that ends it.
+        """
+        to = self._dispatcher
+        to.post(lambda: to.listeners.follow(follower))
+        return lambda: to.post(lambda: to.listeners.leave(follower))
+
+    def events(self) -> tuple[Event, ...]:
+        """See `BaseBackend.events`."""
+        return self._record.events()
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the engine's own process.
-
-        None with isolation="thread", before first use, and between a death and a restart.
-        """
-        return self._dispatcher.machine.pid
+        """See `BaseBackend.worker_pid`."""
+        return self._dispatcher.supervisor.pid
 
     # ---- the end -----------------------------------------------------------------
 
     def close(self, *, timeout: float = CLOSE_GRACE) -> bool:
-        """Stop everything, tell everybody who waits, and give the memory back.
-
-        Args:
-            timeout: seconds to wait for the engine, which may be in the middle of a
-                slice of a load or of foreign work.
-
-        Returns:
-            Whether the engine has stopped; if not, it will when that work ends.
-        """
+        """See `BaseBackend.close`."""
+        if self._owner != os.getpid():  # a forked child: the engine and all threads stayed behind
+            self._closed = True
+            return False
         if not self._closed:
             self._closed = True
             self._dispatcher.post(self._dispatcher.close)
-        return not inside() and self._dispatcher.join(timeout)
-
-    async def aclose(self) -> bool:
-        """As `close`, without blocking the event loop."""
-        return await asyncio.to_thread(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
+        if inside():
+            return False
+        stopped = self._dispatcher.join(timeout)
+        flush_logs()
+        flush_writes()
+        return stopped
 
     def __del__(self) -> None:
         # Posting is safe wherever the garbage collector runs; waiting would not be.
@@ -456,44 +400,159 @@ class Backend(TextCalls):
     def _submit(
         self,
         put: Put,
-        model: str,
-        prompt: str | Sequence[Mapping[str, Any]],
+        model: str | Path,
+        prompt: str | Sequence[Mapping[str, Any] | int],
+        timeout: float | None,
+        request_id: str | None,
+        on_progress: OnProgress | None,
+        options: dict[str, Any],
+        **begun: Any,
+    ) -> str:
+        """`begun` are fields of `AnswerRequest`, if the answer is not at its beginning."""
+        given = sort_options(options)
+        common = self._common(
+            put, model, timeout, request_id, on_progress, task="generate", loading=given.loading
+        )
+        params = SamplingParams(**given.sampling)
+        request = AnswerRequest(
+            **common,
+            prompt=PromptRequest(prompt, **given.prompting),
+            params=params,
+            seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(6)),
+            **given.scheduling,
+            **begun,
+        )
+        self._post(request)
+        return request.id
+
+    def _run(self, promise: Promise[Any], fn: Callable[[], Any], name: str) -> GiveUp:
+        self._check_open()
+        if not callable(fn):
+            raise InvalidRequest(f"fn is {shown(fn)}; it must be a function without arguments.")
+        key = label("label", name)
+        sent = pack(fn) if self.isolation == "process" else fn
+        return self._ask("run", promise, key=key, fn=sent)
+
+    def _embed(
+        self,
+        put: Put,
+        model: str | Path,
+        texts: Sequence[str | Sequence[int]],
+        truncate: bool,
         timeout: float | None,
         request_id: str | None,
         on_progress: OnProgress | None,
         options: dict[str, Any],
     ) -> str:
-        common = self._common(put, model, timeout, request_id, on_progress, task="generate")
-        sampling, prompting = sort_options(options)
-        params = SamplingParams(**sampling)
-        request = AnswerRequest(
-            **common,
-            prompt=PromptRequest(prompt, **prompting),
-            params=params,
-            seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(6)),
+        first = checked_priority(options.pop("priority", None))
+        common = self._common(
+            put, model, timeout, request_id, on_progress, task="embed", loading=options
         )
+        checked = EmbedRequest(texts=texts, truncate=truncate)
+        request = VectorsRequest(**common, texts=checked, priority=first)
         self._post(request)
         return request.id
 
-    def _ask_load(
-        self, model: str, pin: bool, on_progress: OnProgress | None, options: dict[str, Any]
-    ) -> Job:
-        spec = self._resolve(model, **options)
-        return self._ask("load", spec=spec, pin=pin, on_progress=on_progress)
+    def _tokens(
+        self,
+        put: Put,
+        model: str | Path,
+        prompt: str | Sequence[Mapping[str, Any] | int],
+        special_tokens: bool,
+        timeout: float | None,
+        options: dict[str, Any],
+    ) -> str:
+        given, checked = tokens_prompt(prompt, special_tokens, options)
+        common = self._common(put, model, timeout, loading=given.loading)
+        request = TokensRequest(**common, prompt=checked)
+        self._post(request)
+        return request.id
 
-    def _ask_run(self, fn: Callable[[], Any], label: str) -> Job:
+    def _load(
+        self,
+        promise: Promise[ModelInfo],
+        model: str | Path,
+        pin: bool,
+        on_progress: OnProgress | None,
+        options: dict[str, Any],
+    ) -> GiveUp:
+        spec = self._names.resolve(model, **options)
+        declares = any(options.get(name) is not None for name in LOAD_OPTIONS)
+        return self._ask(
+            "load",
+            promise,
+            spec=spec,
+            declares=declares,
+            pin=switch("pin", pin),
+            on_progress=callback("on_progress", on_progress),
+        )
+
+    def _unload(self, promise: Promise[bool], model: str | Path, options: dict[str, Any]) -> GiveUp:
+        spec = self._names.resolve(model, **options)
+        self._names.retract(spec)
+        return self._ask("unload", promise, spec=spec)
+
+    def _common(
+        self,
+        put: Put,
+        model: str | Path,
+        timeout: float | None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        task: Task | None = None,
+        loading: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Check what every request has, and return the fields of `Request`.
+
+        Args:
+            task: what the model is to do.
+            loading: the options it is to be loaded with.
+        """
         self._check_open()
-        return self._ask("run", key=label, fn=pack(fn) if self.isolation == "process" else fn)
+        spec = self._names.resolve(model, task=task, **loading)
+        return {
+            "id": self._identity(request_id),
+            "name": self._catalog.full_name(model, **loading),
+            "spec": spec,
+            "shown": self._names.shown,
+            "put": put,
+            "expires": time.monotonic() + self._timeout(timeout),
+            "on_progress": callback("on_progress", on_progress),
+        }
 
-    def _ask(self, kind: Literal["load", "unload", "run"], **fields: Any) -> Job:
+    def _post(self, request: Request) -> None:
+        to = self._dispatcher
+        to.post(lambda: to.submit(request), lambda error: to.request_failed(request, error))
+
+    def _ask(
+        self, kind: Literal["load", "unload", "run"], promise: Promise[Any], **fields: Any
+    ) -> GiveUp:
         self._check_open()
-        job = Job(id=new_id(kind), kind=kind, future=Future(), **fields)
-        self._dispatcher.post(lambda: self._dispatcher.jobs.ask(job))
-        return job
+        # The guard calls the jobs that nobody asked for "load-1" and so on.
+        job = Job(id=new_id(f"asked-{kind}"), kind=kind, promise=promise, **fields)
+        to = self._dispatcher
+        to.post(lambda: to.submit_job(job), lambda error: to.job_failed(job, error))
+        return lambda: to.post(lambda: to.cancel_job(job.id))
 
-    def _drop_job(self, job: Job) -> None:
-        self._dispatcher.post(lambda: self._dispatcher.jobs.cancel(job.id))
+    def _health(self) -> Promise[Health]:
+        return self._dispatcher.call(self._dispatcher.health)
+
+    def _identity(self, request_id: str | None) -> str:
+        return (request_id is not None and label("request_id", request_id)) or new_id("request")
+
+    def _worded(self, status: RequestStatus | None) -> RequestStatus | None:
+        return None if status is None else self._words(status)
+
+    def _words(self, status: RequestStatus) -> RequestStatus:
+        latest = self._record.latest_first(RECENT)
+        return replace(status, words=reason(latest, status.request_id, status.model)[0])
 
     def _query(self, function: Callable[[], Any]) -> Any:
         self._check_open()
-        return self._dispatcher.call(function).result(CLOSE_GRACE)
+        return self._dispatcher.call(function).wait(CLOSE_GRACE, give_up=lambda: None)
+
+
+def new_id(kind: str) -> str:
+    """A name for a request or a job."""
+    return f"{kind}-{next(_ids)}"

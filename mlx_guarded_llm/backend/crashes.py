@@ -1,20 +1,20 @@
-"""Deaths of engines, kept between runs in one JSON file, for who looks for a cause later."""
+"""Deaths of engines, kept between runs in one JSON file, so that a cause can be found later."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from ..engine.pulse import Work
+from ..engine.observer import Work
 from ..jsonfile import read_json, write_json
 from ..version import __version__
-from ..worker.death import Cause, Death
+from ..worker.parent.death import Cause, Death
 
 FILE = "crashes.json"  # in the cache folder
 _MAX_CRASHES = 50
@@ -24,12 +24,12 @@ _LOCK_WAIT = 2.0  # seconds; a crash log is not worth more
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """One death as it was noted down.
+    """One death as it was written down.
 
     Attributes:
-        time: when, in UTC.
-        death: how; of its stderr the end.
-        versions: of the packages that were at work, by name.
+        time: in UTC.
+        death: with only the end of its stderr.
+        versions: of the packages that were in use, by name.
     """
 
     time: datetime
@@ -38,21 +38,29 @@ class Crash:
 
 
 class Crashes:
-    """The newest deaths of every process that uses this file.
+    """The newest deaths in every process that uses this file.
 
-    A file that is missing, broken or not writable only means that fewer are known.
+    If the file is missing, broken or not writable, fewer are known; nothing else follows.
 
     Args:
-        path: the file; its folder is made when something is noted down.
+        path: the file; its folder is made with the first death.
+        write: runs the function that writes the file, soon; by default at once.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, write: Callable[[Callable[[], None]], None] = lambda work: work()
+    ) -> None:
         self._path = path
+        self._write = write
 
     def add(self, death: Death) -> None:
-        """Note a death down, with the time it is."""
+        """Write a death down, with the present time."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._write(lambda: self._add(time, death))
+
+    def _add(self, time: str, death: Death) -> None:
         entry = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": time,
             **dataclasses.asdict(death),
             "stderr": death.stderr[-_MAX_STDERR:],
             "versions": versions(),
@@ -70,7 +78,7 @@ class Crashes:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold off other processes, or go on without: at worst an entry is lost."""
+        """Keep other processes out, or go on without that: at worst an entry is lost."""
         from filelock import FileLock
 
         with contextlib.ExitStack() as held:
@@ -82,7 +90,7 @@ class Crashes:
 
 
 def versions() -> dict[str, str]:
-    """The packages that a death may be the fault of."""
+    """The packages that may be to blame for a death."""
     found = {"mlx-guarded-llm": __version__}
     for name in ("mlx", "mlx-lm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -107,6 +115,7 @@ def _crash(entry: Any) -> Crash | None:
                 model=str(entry["model"]),
                 stderr=str(entry["stderr"]),
                 lived=float(entry["lived"]),
+                preparing=tuple(map(str, entry.get("preparing", ()))),
             ),
             versions={str(name): str(value) for name, value in entry["versions"].items()},
         )

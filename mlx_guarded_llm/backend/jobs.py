@@ -1,107 +1,51 @@
-"""Loads, unloads and foreign work: from whoever asks to the guard, and back."""
+"""Jobs as the dispatcher keeps them: loads, unloads and users' functions."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..engine.protocol import JobEnded, ReadTokenizer
 from ..errors import GuardedLLMError
-from ..models import ModelFiles
-from .library import Found
-from .work import Job
-
-if TYPE_CHECKING:
-    from .dispatcher import Dispatcher
+from ..models import ModelFiles, ModelSpec
+from ..models.spec import OnProgress
+from .streams import Promise
 
 
-class Jobs:
-    """The dispatcher's part for jobs. Used by its thread only."""
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A load, an unload or a user's function that somebody waits for.
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
+    Attributes:
+        promise: what its caller waits on.
+        spec: of the model; None for a function.
+        key: the name under which the guard and the engine know the model; the label of a
+            function.
+        declares: once it is loaded, the bare name of the model means it.
+        files: of the model to be loaded, when they are known.
+        asked: the guard has it.
+        value: what the engine returned.
+        error: what the engine reported, or the function raised.
+    """
 
-    def ask(self, job: Job) -> None:
-        """A load, an unload or foreign work, asked for by name."""
-        to = self._dispatcher
-        if to.refuses is not None:
-            job.fail(to.refuses)
-            return
-        if job.kind == "load":
-            assert job.spec is not None
-            key = job.key = to.library.key(job.spec)
-            refusal = to.recovery.refusal(key)
-            if refusal is not None:
-                job.fail(refusal)
-                return
-            to.callers.jobs[job.id] = job
-            to.with_files(key, job.spec, lambda found: self._load_fetched(job, found))
+    id: str
+    kind: Literal["load", "unload", "run"]
+    promise: Promise[Any]
+    spec: ModelSpec | None = None
+    key: str = ""
+    pin: bool = False
+    declares: bool = False
+    fn: Callable[[], Any] | None = None
+    files: ModelFiles | None = None
+    asked: bool = False
+    on_progress: OnProgress | None = None
+    value: Any = None
+    error: BaseException | None = None
+
+    def settle(self, error: GuardedLLMError | None, *, ran: bool) -> None:
+        """End it. The exception that a function raised comes before an error of ours."""
+        reason = self.error or error
+        if reason is not None:
+            self.promise.fail(reason)
         else:
-            to.callers.jobs[job.id] = job
-            if job.spec is not None:
-                job.key = to.library.key(job.spec)
-            to.when_ready(lambda: self._ask_guard(job))
-
-    def _load_fetched(self, job: Job, found: Found) -> None:
-        to = self._dispatcher
-        if isinstance(found, GuardedLLMError):
-            to.callers.jobs.pop(job.id, None)
-            job.fail(found)
-        else:
-            to.when_ready(lambda: self._ask_load(job, found))
-
-    def _ask_load(self, job: Job, files: ModelFiles) -> None:
-        to = self._dispatcher
-        try:
-            to.know(job.key, files)
-        except GuardedLLMError as error:
-            to.callers.jobs.pop(job.id, None)
-            job.fail(error)
-            return
-        to.machine.send(ReadTokenizer(job.key, files))
-        self._ask_guard(job)
-
-    def _ask_guard(self, job: Job) -> None:
-        to = self._dispatcher
-        if job.id not in to.callers.jobs:
-            return
-        assert to.guard is not None
-        now = time.monotonic()
-        if job.kind == "load":
-            to.do(to.guard.ask_load(now, job.id, job.key, pin=job.pin))
-        elif job.kind == "unload":
-            to.do(to.guard.ask_unload(now, job.id, job.key))
-        else:
-            to.do(to.guard.ask_run(now, job.id, job.key))
-
-    def cancel(self, job_id: str) -> None:
-        """Whoever waited for a job no longer does."""
-        to = self._dispatcher
-        if to.callers.jobs.pop(job_id, None) is not None and to.guard is not None:
-            to.do(to.guard.cancel_job(time.monotonic(), job_id))
-
-    def ended(self, report: JobEnded) -> None:
-        to = self._dispatcher
-        to.callers.loaded()
-        if to.guard is None:
-            return  # it came after the end
-        job = to.callers.jobs.get(report.job_id)
-        again = to.recovery.load_again(report)
-        if job is not None and not again:
-            job.value = report.value
-            job.error = report.error
-        error = report.error
-        if error is None:
-            to.machine.progressed = True
-        elif not isinstance(error, GuardedLLMError):
-            error = GuardedLLMError(f"{type(error).__name__}: {error}")
-        to.do(
-            to.guard.job_ended(
-                time.monotonic(),
-                report.job_id,
-                error=error,
-                left=report.left,
-                again=again,
-                **report.details,
-            )
-        )
+            self.promise.set(ran if self.kind == "unload" else self.value)

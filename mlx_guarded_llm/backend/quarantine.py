@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import ModelQuarantined
-from ..worker.death import Death
-from ..worker.last_words import last_words
+from ..worker.parent.death import Death
+from ..worker.parent.stderr_excerpt import stderr_excerpt
 
 _COUNTED = ("abort", "segfault", "condemned", "hung", "exit")
-_WORK = ("load", "unload", "step")  # the model's own; a foreign function is nobody's
+_WORK = ("load", "unload", "step", "prepare")  # the model's own; a user's function is nobody's
 _MEMORY_CHANCES = 2  # the second time no idle model was beside it
 
 
@@ -18,11 +18,11 @@ _Deaths = list[tuple[float, Death]]  # with when, the newest last
 
 @dataclass
 class _History:
-    """What one model did.
+    """The deaths that one model caused.
 
     Attributes:
         deaths: those that count against it.
-        out_of_memory: those for want of memory.
+        out_of_memory: those because memory ran out.
         held: it is quarantined.
     """
 
@@ -34,8 +34,8 @@ class _History:
 class Quarantine:
     """Counts deaths of the engine by the model that was at work.
 
-    Deaths from outside count against nobody. Those for want of memory are counted apart:
-    they say nothing against the model, only that it does not fit.
+    Deaths with a cause outside count against nobody. Those because memory ran out are counted
+    apart: they only say that the model does not fit.
 
     Args:
         after: deaths within `window` after which a model is quarantined; None for never.
@@ -61,6 +61,10 @@ class Quarantine:
         counts = death.cause in _COUNTED
         if not key or death.work not in _WORK or not (counts or death.cause == "out_of_memory"):
             return False
+        if not counts and death.work == "prepare":
+            return False  # it was a prompt that did not fit
+        if death.cause == "hung" and death.work != "prepare" and death.preparing:
+            return False  # a request that was being prepared may have held it up, and is counted
         history = self._models.setdefault(key, _History())
         if not counts:
             history.out_of_memory = [*self._recent(now, history.out_of_memory), (now, death)]
@@ -81,7 +85,7 @@ class Quarantine:
         return [key for key, history in self._models.items() if history.held]
 
     def error(self, key: str) -> ModelQuarantined | None:
-        """What to tell who asks for the model; None if it is not quarantined."""
+        """The error for whoever asks for the model; None if it is not quarantined."""
         history = self._models.get(key, _History())
         if not history.held:
             return None
@@ -89,9 +93,9 @@ class Quarantine:
         count = len(history.deaths)
         often = "once" if count == 1 else f"{count} times within {max(last - first, 1):.0f} s"
         text = f"{key} made the engine die {often} (last: {death.brief}); it is quarantined."
-        words = last_words(death.stderr)
-        if words:
-            text += f' The end of its stderr: "{words}".'
+        excerpt = stderr_excerpt(death.stderr)
+        if excerpt:
+            text += f' The end of its stderr: "{excerpt}".'
         return ModelQuarantined(
             text,
             model=key,
@@ -105,11 +109,11 @@ class Quarantine:
         return self._models.pop(key, _History()).held
 
     def deaths(self, key: str) -> int:
-        """How often the engine died of it, within the window before the last time."""
+        """How often the engine died of it, within the window before the last death."""
         return len(self._models.get(key, _History()).deaths)
 
     def cause(self, key: str) -> str:
-        """Of the last death, in a few words, or ""."""
+        """The cause of the last death in a few words, or ""."""
         deaths = self._models.get(key, _History()).deaths
         return deaths[-1][1].brief if deaths else ""
 

@@ -2,77 +2,93 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from ..embed_request import EmbedRequest
 from ..engine.protocol import Ended, Prepare, PrepareTexts, Preparing, Tokenize
-from ..errors import RequestCancelled, RequestTimeout
-from ..guard import Timing
+from ..errors import (
+    ContextOverflow,
+    GuardedLLMError,
+    InvalidRequest,
+    PreparingFailed,
+    RequestCancelled,
+)
+from ..guard import Priority, Timing
+from ..json_values import characters
+from ..logs import get_logger
 from ..models import ModelFiles, ModelSpec
 from ..models.spec import OnProgress
 from ..params import SamplingParams
 from ..request import PromptRequest
 from ..results import Chunk, Embeddings, Provenance, Usage
-from ..texts import TextsRequest
-from .calls import Put
+from ..worker.parent.death import Death
+from .streams import Put
 
-_tickets = itertools.count(1)
+LONGEST_TOKEN = 256  # characters; vocabularies have runs of 128 spaces
+_CHANCES = 2  # deaths of engines while one request was being prepared
+_CHANCES_DOUBTFUL = 4  # if something outside ended it, or MLX was at work as well
+_engine_ids = itertools.count(1)
+
+logger = get_logger("backend")
 
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """A request from `submit` until its caller has its end.
+    """A request, from `Dispatcher.submit` until its caller has its end.
+
+    The guard knows its status.
 
     Attributes:
-        ticket: its name in the engine. Callers may use an `id` again as soon as they have
-            its end, when the engine may not have seen every command for it yet.
-        submitted, expires, prepared, started, first_token: seconds of `time.monotonic()`.
+        put: takes what its caller gets; None once that has its end.
+        engine_id: its id in the engine. A caller may use an `id` again as soon as it has its
+            end, when the engine may not have seen every command for it yet.
+        priority: a batch request lets interactive ones pass, for a time.
+        expires, started, first_token: seconds of `time.monotonic()`.
         key: the name under which the guard and the engine know its model.
         files: of its model, when they are known.
-        guarded: the guard has it.
-        in_engine: the engine was told of it and has not said that it ended; until
-            then its name stays taken.
-        preparing: of that, it has not said that it is prepared.
-        active: the guard said that it starts; it has not ended since.
-        stopping: the guard said that it stops.
-        told: its caller has its end.
-        prompt_tokens: of its prompt, when they are counted.
-        tokens: of its answer, as far as its caller has it.
-        squeezed: idle models were unloaded for it, since it ran out of memory.
-        resumed: it was active when an engine died, or ran out of memory.
-        stage: what it is doing before the guard has it, for an error message.
+        in_engine: what the engine does with it, "" when it does not have it. Its id stays
+            taken until the engine reports its end.
+        counted: its prompt is prepared, and its tokens are counted.
+        prompt_tokens: number of tokens of its prompt.
+        max_tokens: that its answer may have; 0 for none.
+        tokens: of its answer, as far as its caller has them; at first those that it got from
+            another server.
+        made_room: it ran out of memory, and idle models were evicted for it.
+        resumed: it was running when an engine died, or ran out of memory, or at another server.
+        deaths: of engines, while it was being prepared.
+        shown: returns the name by which callers know the model of a key.
     """
 
     id: str
     name: str
     spec: ModelSpec
-    put: Put
-    submitted: float
+    put: Put | None
     expires: float
+    priority: Priority = "interactive"
     on_progress: OnProgress | None = None
-    ticket: str = field(default_factory=lambda: f"ticket-{next(_tickets)}")
+    engine_id: str = field(default_factory=lambda: f"ticket-{next(_engine_ids)}")
     key: str = ""
     files: ModelFiles | None = None
-    prepared: float = 0.0
     started: float | None = None
     first_token: float | None = None
-    guarded: bool = False
-    in_engine: bool = False
-    preparing: bool = False
-    active: bool = False
-    stopping: bool = False
-    told: bool = False
+    in_engine: Literal["", "preparing", "prepared"] = ""
+    counted: bool = False
     prompt_tokens: int = 0
+    max_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
-    squeezed: bool = False
+    made_room: bool = False
     resumed: bool = False
-    stage: str = "fetching its model"
+    deaths: int = 0
+    shown: Callable[[str], str] = str
 
     @property
     def characters(self) -> int:
-        """Of the texts it holds while it is under way; see `texts.MAX_CHARACTERS`."""
+        """Of the texts it holds while it is under way; see `embed_request.MAX_CHARACTERS`."""
         return 0
 
     def command(self, files: ModelFiles) -> Preparing:
@@ -85,14 +101,17 @@ class Request:
 
     def cut(self) -> Ended:
         """What the engine says of one it stops, for an engine that did not live to say it."""
-        return Ended(request_id=self.ticket, error=self.cancelled())
+        return Ended(request_id=self.engine_id, error=self.cancelled())
 
-    def lose(self) -> None:
-        """The engine has it no longer."""
-        self.resumed = self.resumed or self.active
-        self.in_engine = self.preparing = self.active = self.stopping = False
+    def check(self, files: ModelFiles) -> None:
+        """Refuse unread what its model could never take.
 
-    def provenance(self, ended: Ended, timing: Timing, seed: int | None = None) -> Provenance:
+        Raises:
+            ContextOverflow: it is longer than the window in any spelling.
+            InvalidRequest: another model has begun the answer.
+        """
+
+    def provenance(self, ended: Ended, timing: Timing) -> Provenance:
         """Where its answer came from and what it waited for."""
         prefill, decode = ended.prefill, ended.decode
         if self.resumed and self.started is not None:  # the last engine knows its part only
@@ -102,12 +121,11 @@ class Request:
         return Provenance(
             request_id=self.id,
             requested_model=self.name,
-            served_model=self.key,
+            served_model=self.shown(self.key),
             fingerprint=self.files.fingerprint if self.files else "",
             revision=self.files.revision if self.files else "",
-            seed=seed,
             resumed=self.resumed,
-            queued=timing.queued + self.prepared - self.submitted,
+            queued=timing.queued,
             deferred=timing.deferred,
             loading=timing.loading,
             prefill=prefill,
@@ -116,17 +134,37 @@ class Request:
             recovering=timing.recovering,
         )
 
-    def timeout(self, now: float) -> RequestTimeout:
-        """The error when its deadline passes before the guard has it."""
-        return RequestTimeout(
-            f"request {self.id} to {self.name} timed out after {now - self.submitted:.1f} s, "
-            f"{self.stage}.",
-            hint="Pull the model first, or raise timeout.",
-        )
+    def deliver(self, item: Any) -> None:
+        """Give its caller its end, once."""
+        put, self.put = self.put, None
+        if put is None:
+            return
+        if isinstance(item, GuardedLLMError):
+            item = copy.copy(item)  # raised by several callers, each adds its own traceback
+        try:
+            put(item)
+        except BaseException:  # the caller's own code may run in there
+            logger.exception("the caller of %s cannot be told", self.id)
 
-    def expired_early(self, now: float) -> bool:
-        """Its deadline has passed, and the guard, which keeps deadlines, has not seen it."""
-        return self.expires <= now and not (self.guarded or self.told)
+    def preparing_killed(self, death: Death) -> PreparingFailed | None:
+        """Count a death of the engine while it was preparing this request.
+
+        Returns:
+            Why it is not tried again, or None if it is.
+        """
+        self.deaths += 1
+        doubtful = death.cause == "killed" or death.work not in ("", "prepare")
+        chances = _CHANCES_DOUBTFUL if doubtful else _CHANCES
+        if death.cause == "hung" and death.work == "prepare":
+            chances = 1
+        if self.deaths < chances:
+            return None
+        often = f"{self.deaths} engines" if self.deaths > 1 else "an engine"
+        return PreparingFailed(
+            f"{often} ended while request {self.id} ({self.characters} characters) was "
+            f"being prepared for {self.key}: {death.text}.",
+            hint="Shorten the prompt; look at the model's template and tokenizer.",
+        )
 
     def cancelled(self) -> RequestCancelled:
         return RequestCancelled(f"request {self.id} was cancelled before it had an answer.")
@@ -134,20 +172,48 @@ class Request:
 
 @dataclass(eq=False, kw_only=True)
 class AnswerRequest(Request):
-    """For the answer to a prompt."""
+    """For the answer to a prompt.
+
+    Attributes:
+        fingerprint: of the model that made the first `tokens`, if another server did.
+    """
 
     prompt: PromptRequest
     params: SamplingParams
     seed: int
+    fingerprint: str = ""
+
+    @property
+    def characters(self) -> int:
+        """See `Request`."""
+        form = (self.params.schema, self.params.regex, self.params.grammar)
+        return self.prompt.characters + characters(form)
+
+    def check(self, files: ModelFiles) -> None:
+        """See `Request.check`."""
+        if self.fingerprint not in ("", files.fingerprint):
+            raise InvalidRequest(
+                f"the answer was begun by other weights than those of {self.shown(self.key)}.",
+                hint="Ask again from the beginning.",
+            )
+        count, window = self.prompt.characters, files.context_window
+        if count > window * LONGEST_TOKEN:
+            raise ContextOverflow(
+                f"The prompt has {count} characters, which are more than the {window} tokens "
+                f"of the context window can be ({LONGEST_TOKEN} characters each).",
+                prompt_tokens=count // LONGEST_TOKEN,
+                context_window=window,
+                hint="Shorten the prompt or use a model with a longer context.",
+            )
 
     def command(self, files: ModelFiles) -> Preparing:
         """See `Request.command`."""
         return Prepare(
-            request_id=self.ticket,
+            request_id=self.engine_id,
             model=self.key,
             files=files,
             prompt=self.prompt,
-            params=self.params,
+            params=self.params.with_defaults(files.sampling),
             seed=self.seed,
             emitted=tuple(self.tokens),
         )
@@ -158,7 +224,13 @@ class AnswerRequest(Request):
             ended = self.cut()
         if ended.chunk is None:
             return ended.error or self.cancelled()
-        return ended.chunk.with_guard(self.provenance(ended, timing, self.seed))
+        return ended.chunk.with_guard(self.provenance(ended, timing))
+
+    def provenance(self, ended: Ended, timing: Timing) -> Provenance:
+        """See `Request.provenance`."""
+        own = self.files.sampling if self.files else {}
+        used = self.params.with_defaults(own).sampling
+        return replace(super().provenance(ended, timing), seed=self.seed, sampling=used)
 
     def cut(self) -> Ended:
         """See `Request.cut`."""
@@ -172,7 +244,7 @@ class AnswerRequest(Request):
 class VectorsRequest(Request):
     """For the vectors of texts."""
 
-    texts: TextsRequest
+    texts: EmbedRequest
 
     @property
     def characters(self) -> int:
@@ -181,7 +253,9 @@ class VectorsRequest(Request):
 
     def command(self, files: ModelFiles) -> Preparing:
         """See `Request.command`."""
-        return PrepareTexts(request_id=self.ticket, model=self.key, files=files, texts=self.texts)
+        return PrepareTexts(
+            request_id=self.engine_id, model=self.key, files=files, texts=self.texts
+        )
 
     def answer(self, ended: Ended, timing: Timing) -> Any:
         """See `Request.answer`."""
@@ -194,10 +268,16 @@ class VectorsRequest(Request):
 
 @dataclass(eq=False, kw_only=True)
 class TokensRequest(Request):
-    """For the token ids of a prompt. The guard never sees it: no model is needed."""
+    """For the token ids of a prompt. They are there when it is prepared: it needs no turn."""
 
     prompt: PromptRequest | str
 
+    @property
+    def characters(self) -> int:
+        """See `Request`."""
+        prompt = self.prompt
+        return len(prompt) if isinstance(prompt, str) else prompt.characters
+
     def command(self, files: ModelFiles) -> Preparing:
         """See `Request.command`."""
-        return Tokenize(request_id=self.ticket, model=self.key, files=files, prompt=self.prompt)
+        return Tokenize(request_id=self.engine_id, model=self.key, files=files, prompt=self.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-PIPE_WIDTH = 100  # columns where there is no terminal to ask
+PIPE_WIDTH = 100  # columns where there is no terminal
 
-# What a terminal would obey, or show as nothing: control characters but not \n and \t,
-# and the marks that turn the direction of text.
+# What a terminal would obey or not show: control characters except \n and \t, and the marks
+# that change the direction of text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -37,11 +38,27 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
-def write(text: str) -> None:
-    """Write a piece of an answer to stdout at once; a pipe gets it byte for byte."""
+def show_any_character() -> None:
+    """Replace characters that stdout and stderr cannot encode, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def write(text: str, style: str = "") -> None:
+    """Write a piece of an answer to stdout at once. A pipe gets it unchanged."""
     stream = sys.stdout
-    stream.write(harmless(text) if stream.isatty() else text)
+    stream.write(styled(harmless(text), style) if stream.isatty() else text)
     stream.flush()
+
+
+def styled(text: str, style: str) -> str:
+    """A text for a terminal, with the codes of a style around it."""
+    if not style:
+        return text
+    with out().capture() as captured:
+        out().print(Text(text, style=style, tab_size=8), end="", soft_wrap=True)
+    return captured.get()
 
 
 def say(console: Console, text: str | Text) -> None:
@@ -50,10 +67,10 @@ def say(console: Console, text: str | Text) -> None:
 
 
 def harmless(text: str) -> str:
-    """A model's text without what could drive a terminal."""
+    """A model's text without characters that control a terminal."""
     return _CONTROL.sub("", text)
 
 
 def short(model: str) -> str:
-    """A model's name for a narrow place: of a folder, the last part."""
+    """A model's name for a narrow place: the last part of a folder."""
     return Path(model).name if Path(model).is_absolute() else model

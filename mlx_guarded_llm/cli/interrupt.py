@@ -20,7 +20,7 @@ class Interrupt:
 def on_interrupt(act: Callable[[], None]) -> Iterator[Interrupt]:
     """Within this block the first Ctrl-C calls `act` instead of raising.
 
-    So a generation ends at its next token and still tells its usage and its guard.
+    So a generation ends at its next token and still has its usage and its guard.
     """
     interrupt = Interrupt()
 

@@ -1,8 +1,7 @@
-"""One line on stderr that tells how far a download, a load or a prefill has come."""
+"""The progress of a download, a load or a prefill, as one line on stderr."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -10,30 +9,23 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from .console import err
-from .words import seconds, size
+from ..record.phrases import seconds, size
+from .console import err, write
+from .facts import STAGES
 
 if TYPE_CHECKING:
-    from ..models import Progress
-
-_STAGES = {
-    "download": "downloading",
-    "import": "converting",
-    "verify": "checking",
-    "load": "loading",
-    "prefill": "reading the prompt",
-}
+    from ..models import ModelFiles, Progress
 
 
 class ProgressLine:
-    """Shows the latest stage; nothing is left of it when it is closed.
+    """Shows the latest stage, and removes it when it is closed.
 
-    Nothing is shown where stderr is no terminal. `update` may be called from any
-    thread, and after `close`, when it does nothing.
+    It shows nothing if stderr is no terminal, or one that cannot move its cursor. `update` may
+    be called from any thread; after `close` it does nothing.
     """
 
     def __init__(self, name: str, *, console: Console | None = None) -> None:
-        """Make one; entering it shows it.
+        """Make one. Entering it shows it.
 
         Args:
             name: what it is about, such as a model's name.
@@ -49,42 +41,50 @@ class ProgressLine:
             _Amount(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,  # a terminal whose cursor can be moved
         )
         self._task = self._bars.add_task(f"starting {name}", total=None)
 
     def update(self, progress: Progress) -> None:
-        """Show where it is now."""
+        """Show this progress."""
         if progress.stage != self._stage:
             self._stage = progress.stage
             self._bars.reset(self._task, start=True, total=progress.total)
         self._bars.update(
             self._task,
-            description=f"{_STAGES.get(progress.stage, progress.stage)} {self._name}",
+            description=f"{STAGES.get(progress.stage, progress.stage)} {self._name}",
             completed=progress.done,
             total=progress.total,
             unit="tokens" if progress.stage == "prefill" else "bytes",
         )
 
+    def write(self, text: str, style: str = "") -> None:
+        """Remove the line, and write a piece of an answer to stdout."""
+        self.close()
+        write(text, style)
+
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self._bars.stop()
 
     def __enter__(self) -> Self:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
+def fetch(name: str, *, revision: str | None = None) -> ModelFiles:
+    """As `mlx_guarded_llm.pull`, with its progress shown."""
+    from ..models.default_catalog import pull
+
+    with ProgressLine(name) as progress:
+        return pull(name, revision=revision, on_progress=progress.update)
+
+
 class _Amount(ProgressColumn):
-    """How much of how much, and how long it will still take."""
+    """How much is done, and how long the rest will take."""
 
     def render(self, task: Task) -> Text:
         if not task.completed:

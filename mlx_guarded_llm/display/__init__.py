@@ -1,4 +1,8 @@
-"""How answers, models and progress look in a notebook. Nothing else imports it at the start."""
+"""How answers, models and progress look in a notebook or in IPython.
+
+`answers` and `tables` make HTML, with the pieces in `html`; the `_repr_html_` methods of results
+and lists call them, and import them only then. `bars` draws progress, for `on_progress`.
+"""
 
 from .bars import ProgressBars, in_notebook
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from ..record import words
+from ..record import phrases
 from ..results import Provenance, Result, ToolCall, Usage
 from . import html
 
 
 def result_html(result: Result) -> str:
-    """The answer, its thinking folded, its tool calls, and a line on where it came from."""
+    """The answer with its thinking folded, its tool calls, and a line about its provenance."""
     return f"<div>{''.join(_parts(result))}</div>"
 
 
 def provenance_html(guard: Provenance) -> str:
-    """Who answered, what it waited for, and what was tried."""
+    """Which model answered, what it waited for, and all attempts."""
     tried = _attempts(guard) if len(guard.attempts) > 1 else ""
     return f"<div>{_line(guard, None)}{tried}</div>"
 
@@ -47,24 +47,24 @@ def _call(call: ToolCall) -> str:
 
 
 def _line(guard: Provenance, usage: Usage | None) -> str:
-    """Who answered in small letters; what is wrong with the answer in large ones."""
-    warning = " ".join(html.alarm(f"{wrong}.") for wrong in _wrongs(guard))
+    """Warnings about the answer in large letters, then its provenance in small ones."""
+    warning = " ".join(html.alarm(f"{warning}.") for warning in _warnings(guard))
     waits = [
         (name, value)
         for name, value in (("deferred", guard.deferred), ("loading", guard.loading))
-        if value >= _WORTH_TELLING
+        if value >= _SHORTEST
     ]
     facts = [f"<b>{html.text(guard.served_model or 'no model')}</b>"]
-    if guard.queued >= _WORTH_TELLING:
-        of_that = ", ".join(f"{name} {words.seconds(value)}" for name, value in waits)
-        facts.append(f"queued {words.seconds(guard.queued)}{of_that and f' ({of_that})'}")
+    if guard.queued >= _SHORTEST:
+        of_that = ", ".join(f"{name} {phrases.seconds(value)}" for name, value in waits)
+        facts.append(f"queued {phrases.seconds(guard.queued)}{of_that and f' ({of_that})'}")
     if guard.prefill or guard.decode:
-        facts.append(f"prefill {words.seconds(guard.prefill)}")
-        facts.append(f"decode {words.seconds(guard.decode)}")
-    if guard.paused >= _WORTH_TELLING:
-        facts.append(f"paused {words.seconds(guard.paused)}")
-    if guard.recovering >= _WORTH_TELLING:
-        facts.append(f"recovering {words.seconds(guard.recovering)}")
+        facts.append(f"prefill {phrases.seconds(guard.prefill)}")
+        facts.append(f"decode {phrases.seconds(guard.decode)}")
+    if guard.paused >= _SHORTEST:
+        facts.append(f"paused {phrases.seconds(guard.paused)}")
+    if guard.recovering >= _SHORTEST:
+        facts.append(f"recovering {phrases.seconds(guard.recovering)}")
     if usage is not None:
         facts.append(_tokens(guard, usage))
     if guard.resumed:
@@ -72,10 +72,10 @@ def _line(guard: Provenance, usage: Usage | None) -> str:
     return (warning and f"<div>{warning}</div>") + html.small(" · ".join(facts))
 
 
-_WORTH_TELLING = 0.005  # seconds; less would be shown as 0.00
+_SHORTEST = 0.005  # seconds; less would be shown as 0.00
 
 
-def _wrongs(guard: Provenance) -> Iterator[str]:
+def _warnings(guard: Provenance) -> Iterator[str]:
     if guard.fallback:
         asked, served = html.text(guard.requested_model), html.text(guard.served_model)
         yield f"Fallback: {served} answered, not {asked}"
@@ -84,10 +84,10 @@ def _wrongs(guard: Provenance) -> Iterator[str]:
 
 
 def _tokens(guard: Provenance, usage: Usage) -> str:
-    told = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
-    if usage.completion_tokens > 1 and guard.decoding > 0:  # the first token is prefill's
-        told += f" at {(usage.completion_tokens - 1) / guard.decoding:.3g} tokens/s"
-    return told
+    text = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
+    if usage.completion_tokens > 1 and guard.decoding > 0:  # the first token comes from the prefill
+        text += f" at {(usage.completion_tokens - 1) / guard.decoding:.3g} tokens/s"
+    return text
 
 
 def _attempts(guard: Provenance) -> str:

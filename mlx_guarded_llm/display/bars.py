@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from ..models import Progress
 
-DELAY = 0.5  # seconds; what is over sooner needs no bar
-LASTING = 2.0  # seconds; the bar of a pull or load that took longer stays
-MIN_TOKENS = 256  # a prefill of fewer needs no bar
-_LONGEST_NAME = 32  # a longer one is cut at its front: its end tells models apart
+DELAY = 0.5  # seconds; shorter work needs no bar
+LASTING = 2.0  # seconds; the bar of a longer pull or load stays on the page
+MIN_TOKENS = 256  # a shorter prefill needs no bar
+_LONGEST_NAME = 32  # a longer one loses its front, as the ends of names tell models apart
 _UNITS = {"prefill": " tokens", "embed": " texts"}
 
 
@@ -39,7 +39,7 @@ class ProgressBars:
         self._make = _tqdm()
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
+        """Show this progress."""
         key = (progress.stage, progress.model, progress.request_id)
         over = progress.over or progress.done == progress.total
         with self._lock:
@@ -72,7 +72,7 @@ class ProgressBars:
 
 
 def in_notebook() -> bool:
-    """This process is the kernel of a notebook."""
+    """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")
@@ -80,7 +80,7 @@ def in_notebook() -> bool:
 
 def _tqdm() -> Any:
     with warnings.catch_warnings():
-        # Without ipywidgets it draws with text, which is what its warning says.
+        # Without ipywidgets tqdm draws with text, and warns about that.
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm  # type: ignore[import-untyped]  # it ships no types
     return tqdm

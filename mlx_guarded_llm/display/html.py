@@ -1,5 +1,7 @@
-"""Pieces of HTML that look right on a light and on a dark page, without scripts or styles
-of the page: text takes the page's colour, and what stands out has a mid tone.
+"""Pieces of HTML that look right on light and on dark pages.
+
+They need no script or style sheet: text takes the colour of the page, and warnings have a mid
+tone.
 """
 
 from __future__ import annotations
@@ -7,24 +9,24 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from ..record import words
+from ..record import phrases
 
-_ALARM = "#e05252"  # the timeline's colour of failures
+_ALARM = "#e05252"  # the colour of failures in timelines
 _CELL = "padding:.2em .9em .2em 0;border:0"
 
 
 def text(value: object) -> str:
     """`value` as one line of text."""
-    return html.escape(words.one_line(str(value)))
+    return html.escape(phrases.one_line(str(value)))
 
 
 def alarm(markup: str) -> str:
-    """What must not be overlooked."""
+    """A warning that must not be overlooked."""
     return f'<b style="color:{_ALARM}">{markup}</b>'
 
 
 def small(markup: str) -> str:
-    """A line under something more important."""
+    """A line in small letters."""
     return f'<div style="font-size:85%;opacity:.75;margin-top:.4em">{markup}</div>'
 
 
@@ -45,10 +47,10 @@ def verbatim(value: str) -> str:
 
 
 def markdown(value: str) -> str:
-    """Text of a model, with its Markdown drawn.
+    """A model's text with its Markdown rendered.
 
-    HTML in it is shown and not obeyed, and no picture is fetched: a model's answer may
-    come from a document that somebody else wrote.
+    HTML in it is shown as text and no picture is fetched, because an answer may quote a
+    document that somebody else wrote.
     """
     from markdown_it import MarkdownIt
 
@@ -62,9 +64,9 @@ def table(
     """A table.
 
     Args:
-        head: names of the columns, plain text. A column that holds nothing is left out.
+        head: names of the columns, plain text. An empty column is left out.
         rows: cells of each row, HTML.
-        numbers: indexes of the columns that hold numbers, set to the right.
+        numbers: indexes of the columns of numbers, which are aligned to the right.
     """
     shown = [column for column in range(len(head)) if any(cells[column] for cells in rows)]
 

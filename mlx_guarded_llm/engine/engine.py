@@ -1,21 +1,21 @@
 """The engine: every MLX operation of a backend, done on the MLX thread.
 
-It does what it is told and knows no policy. `send` takes commands from any thread;
-what comes of them goes to `emit`, which must not block. Its own check of the invariant
-is independent of whoever commands it: exclusive work beside unfinished generations is
-refused unless the command says that they are paused, and then nothing is in flight.
+It carries out commands and has no policy of its own. `send` takes commands from any thread;
+their results go to `emit`, which must not block. The engine checks the invariant itself,
+independently of its caller: it refuses exclusive work while generations are unfinished, unless
+the command says that they are paused, and then nothing is in flight.
 """
 
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from ..back_end import BACK_END_HINT
 from ..errors import (
     BackendClosed,
     EngineDied,
@@ -24,12 +24,13 @@ from ..errors import (
     MemoryRefused,
     RequestCancelled,
 )
+from ..logs import get_logger
 from ..models.spec import Progress
-from . import rail
-from .embedding import Embedding, PreparedTexts
-from .foreign import call_foreign
-from .generation import Generation
-from .prepare import Preparer
+from .importing import import_residents, shadows, working_folder_gone
+from .observer import Observer, Observers, Work
+from .output.embedding import Embedding, PreparedTexts
+from .output.generation import Generation
+from .prompt.prepare import Preparer
 from .protocol import (
     Broken,
     Cancel,
@@ -49,60 +50,68 @@ from .protocol import (
     Stopped,
     Unload,
 )
-from .pulse import NoPulse, Pulse, Work
 from .thread import MLXThread, mlx_thread
+from .user_function import call_user_function
 
-logger = logging.getLogger("mlx_guarded_llm.engine")
+logger = get_logger("engine")
 
-# Requests that come together are to be prefilled together: an engine that was idle, or has
-# loaded a model, gives those that are about to start so many seconds, looking in between.
+# Requests that arrive together should be prefilled together. So an engine that was idle, or has
+# just loaded a model, waits up to `_GATHER` seconds for requests that are about to start, and
+# looks for them every `_LOOK` seconds.
 _GATHER = 0.05
 _LOOK = 0.0005
-_HURRY = 2  # further steps of a model, when they bring out the first token of an answer
+_NOT_THERE = (ImportError, SystemExit)  # a module may call sys.exit() when it is imported
+_DOCTOR = "`mlx-guarded doctor` may tell more."
+_HURRY = 2  # extra steps of a model that is about to produce the first token of an answer
 
 
 class Engine:
     """Runs models on the MLX thread of this process.
 
     Args:
-        emit: takes each report, from whatever thread; it must not raise.
+        emit: takes each report, on any thread; it must not raise.
         options: see `EngineOptions`.
-        pulse: told of each piece of work before it begins.
+        observer: watches this engine only, in addition to the observer of the process.
 
     Raises:
         BackendClosed: in a process that was forked after MLX was used.
     """
 
     def __init__(
-        self, emit: Callable[[Report], None], options: EngineOptions, pulse: Pulse | None = None
+        self,
+        emit: Callable[[Report], None],
+        options: EngineOptions,
+        observer: Observer | None = None,
     ) -> None:
         self._emit = emit
-        self._pulse: Pulse = pulse or NoPulse()
+        self._observers = Observers(observer)
         self._options = options
         self._thread: MLXThread = mlx_thread()
         self._residents: dict[str, Any] = {}  # Resident, in the order they are stepped
         self._generations: dict[str, Generation | Embedding] = {}
         self._closed = False
         self._gather_until = 0.0  # seconds of `time.monotonic()`
-        self._preparer = Preparer(self._thread, emit)
+        self._preparer = Preparer(emit, self._observers, options.prepare_timeout)
         self._thread.post(self._boot)
 
     def send(self, command: Command) -> None:
-        """Carry out a command soon. From any thread; never blocks."""
+        """Carry out a command soon. Call it from any thread; it never blocks."""
         if isinstance(command, Preparing | ReadTokenizer):
             self._preparer.put(command)
         else:
+            if isinstance(command, Cancel):
+                self._preparer.cancel(command.request_id)
             self._thread.post(lambda: self._handle(command))
 
     def close(self) -> None:
-        """Stop everything and give all memory back, soon. From any thread."""
+        """Stop everything and free all memory, soon. Call it from any thread."""
         self._preparer.close()
         self._thread.post(self.stop)  # answer: `Stopped`
 
-    # ---- on the MLX thread only, from here on ------------------------------------
+    # ---- from here on: on the MLX thread only ------------------------------------
 
     def step(self) -> bool:
-        """One step of each model that has generations. See `thread.Worker`."""
+        """One step of each model that has generations. See `thread.Steppable`."""
         if self._gathers():
             time.sleep(_LOOK)
             return True
@@ -110,20 +119,20 @@ class Engine:
             for resident in tuple(self._residents.values()):
                 if len(resident.decoder) and not self._closed:
                     self._step(resident)
-                    # Steps of one token, where another model's may be long.
+                    # These steps compute one token; another model's step may take long.
                     for _ in range(_HURRY):
                         if resident.decoder.begins and not self._closed:
                             self._step(resident)
-        except BaseException as error:  # a SystemExit too would end the thread in silence
+        except BaseException as error:  # even a SystemExit would end the thread silently
             self._die(error)
         return bool(self._generations)
 
     def generating(self) -> set[str]:
-        """See `thread.Worker`."""
+        """See `thread.Steppable`."""
         return {generation.model for generation in self._generations.values()}
 
     def stop(self) -> None:
-        """End all generations and drop all models. See `thread.Worker`."""
+        """End all generations and drop all models. See `thread.Steppable`."""
         self._thread.check()
         try:
             if not self._closed:
@@ -137,23 +146,22 @@ class Engine:
 
     def _boot(self) -> None:
         try:
-            from . import residents  # the first import of mlx and mlx_lm in this process
-
+            residents = import_residents()  # the first import of mlx and mlx_lm in this process
             device = residents.device()
             self._residency = residents.Residency(self._options, device)
-        except BaseException as error:  # some module may exit when it is imported
+        except BaseException as error:  # a module may call sys.exit() when it is imported
             self._closed = True
-            self._preparer.fail(
-                EngineDied(
-                    f"MLX cannot be used ({type(error).__name__}: {error}).",
-                    hint="On Linux install mlx-guarded-llm[cpu] or [cuda13]; see the README.",
-                ),
-                self._emit,
-            )
+            if isinstance(error, GuardedLLMError):  # an option that does not suit the device
+                unusable = EngineDied(error.message, hint=error.hint)
+            else:
+                unusable = EngineDied(
+                    f"MLX cannot be used ({type(error).__name__}: {error}).", hint=_hint(error)
+                )
+            self._preparer.fail(unusable, self._emit)
             return
         self._thread.add(self)
         self._preparer.open()
-        self._emit(Ready(device, self._residency.limits))
+        self._emit(Ready(device, self._residency.limits, self._residency.wired_bytes))
 
     def _handle(self, command: Command) -> None:
         self._thread.check()
@@ -197,20 +205,20 @@ class Engine:
         else:
             generation = Generation(prepared, time.monotonic(), self._emit)
         try:
-            generation.cached_tokens = resident.decoder.insert(prepared.job)
+            generation.cached_tokens = resident.decoder.insert(prepared.entry)
         except Exception as error:
             self._emit(Ended(request_id=request_id, error=_failure(error)))
             return
-        rail.current().generation_began(resident.name, request_id)
+        self._observers.generation_began(resident.name, request_id)
         if not self._generations:
             self._gather_until = time.monotonic() + _GATHER
         self._generations[request_id] = generation
-        # Whoever begins is stepped first: a step of another model leaves one more token of
-        # it on the device, which the prompt would wait for.
+        # The model of a new request is stepped first. A step of another model would leave one
+        # more token in flight on the device, and the prompt would have to wait for it.
         self._residents = {resident.name: resident, **self._residents}
 
     def _gathers(self) -> bool:
-        """Whether the first step waits for requests that are about to join it."""
+        """Whether to wait with the first step for requests that are about to join."""
         waits = time.monotonic() < self._gather_until and self._preparer.busy
         if not waits:
             self._gather_until = 0.0
@@ -226,25 +234,29 @@ class Engine:
             generation.finish("cancelled")
 
     def _step(self, resident: Any) -> None:
-        try:
-            with self._at("step", resident.name):
+        with self._at("step", resident.name):
+            try:
                 beside = len(self._generations) > len(resident.decoder)
                 updates = resident.step(beside=beside)
-        except Exception as error:
-            self._condemn(resident, error)
+            except Exception as error:
+                self._observers.computed()
+                self._condemn(resident, error)
+                return
+            self._observers.computed()
+            for update in updates:
+                generation = self._generations.get(update.request_id)
+                if generation is None:
+                    continue  # it ended earlier in this very step
+                if generation.take(update):
+                    self._leave(generation)
+        if self._closed:
             return
-        for update in updates:
-            generation = self._generations.get(update.request_id)
-            if generation is None:
-                continue  # it ended earlier in this very step
-            if generation.take(update):
-                self._leave(generation)
-        if resident.peak_bytes > resident.told_bytes * 1.05:
-            resident.told_bytes = resident.peak_bytes
+        if resident.peak_bytes > resident.reported_bytes * 1.05:
+            resident.reported_bytes = resident.peak_bytes
             self._emit(Measured(resident.name, peak_bytes=resident.peak_bytes))
 
     def _leave(self, generation: Generation | Embedding) -> None:
-        """Forget a generation, and take it out of its batch if it still is there."""
+        """Forget a generation, and remove it from its batch if it is still there."""
         request_id = generation.request_id
         del self._generations[request_id]
         resident = self._residents[generation.model]
@@ -252,12 +264,12 @@ class Engine:
             resident.decoder.remove(request_id)
         except Exception as error:
             self._condemn(resident, error)
-        rail.current().generation_ended(request_id)
+        self._observers.generation_ended(request_id)
 
     def _condemn(self, resident: Any, error: Exception) -> None:
-        """After an exception a batch cannot be trusted: fail all in it, build a new one."""
+        """After an exception a batch cannot be trusted: fail its requests and build a new one."""
         if self._residency.condemns_process(error):
-            self._pulse.began("step", resident.name)  # the last note is what it dies of
+            self._observers.failed("step", resident.name)
             self._break(
                 EngineDied(
                     "MLX failed in a way after which its results cannot be trusted "
@@ -273,13 +285,13 @@ class Engine:
         gc.collect()  # the old batch's generators must end on this thread
 
     def _die(self, error: BaseException) -> None:
-        """Something failed that should not: better no engine than a wrong one."""
+        """Something failed that never should. No engine is better than a wrong one."""
         logger.error("the engine failed", exc_info=error)
         self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))
 
     def _break(self, error: GuardedLLMError) -> None:
         for request_id in self._generations:
-            rail.current().generation_ended(request_id)
+            self._observers.generation_ended(request_id)
         self._generations.clear()
         self._closed = True
         self._residents.clear()
@@ -296,25 +308,17 @@ class Engine:
     ) -> None:
         for generation in tuple(generations):
             del self._generations[generation.request_id]
-            rail.current().generation_ended(generation.request_id)
+            self._observers.generation_ended(generation.request_id)
             generation.fail(error, out_of_memory=out_of_memory)
 
     @contextmanager
     def _at(self, work: Work, model: str) -> Iterator[None]:
-        """A piece of MLX work, as rail and pulse are told of it."""
-        watcher = rail.current()
-        sections = {
-            "step": watcher.step,
-            "load": watcher.load,
-            "unload": watcher.unload,
-            "run": watcher.foreign,
-        }
-        self._pulse.began(work, model)
+        """A piece of MLX work, as the observers see it."""
         try:
-            with sections[work](model):
-                yield
+            self._observers.began(work, model)
+            yield
         finally:
-            self._pulse.ended()
+            self._observers.ended()
 
     # ---- exclusive work ----------------------------------------------------------
 
@@ -334,14 +338,13 @@ class Engine:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Meanwhile every generation of the process, of other engines too, stands still."""
-        watcher = rail.current()
+        """Pause every generation of the process, including those of other engines."""
         self._residency.synchronize()  # between two tokens mlx-lm has the next one in flight
-        watcher.paused(self._thread.generating())
+        self._observers.paused(self._thread.generating())
         try:
             yield
         finally:
-            watcher.resumed()
+            self._observers.resumed()
 
     def _load(self, command: Load) -> None:
         began = time.monotonic()
@@ -349,7 +352,7 @@ class Engine:
         tokenizers = self._preparer.tokenizers
 
         def progress(done: int, total: int) -> None:
-            self._pulse.went_on()
+            self._observers.went_on()
             self._emit(Moved(command.model, None, Progress("load", done, total)))
 
         with self._at("load", command.model):
@@ -371,6 +374,8 @@ class Engine:
             "bytes": resident.nbytes if resident else 0,
             "freed": freed,
         }
+        if resident is not None and resident.prefix_tokens is not None:
+            details["prefix_tokens"] = resident.prefix_tokens
         self._emit(
             JobEnded(
                 job_id=command.job_id,
@@ -388,12 +393,12 @@ class Engine:
 
     def _run(self, command: Run) -> None:
         with self._at("run", command.label):
-            value, error = call_foreign(command.fn)
+            value, error = call_user_function(command.fn)
             self._residency.synchronize()
         self._emit(JobEnded(job_id=command.job_id, value=value, error=error))
 
     def _drop(self, models: Iterable[str]) -> int:
-        """Unload models. Returns the bytes that came back."""
+        """Unload models. Returns the bytes freed."""
         freed = 0
         for model in models:
             with self._at("unload", model):
@@ -402,6 +407,15 @@ class Engine:
                 if resident is not None:
                     freed += self._residency.release(resident)
         return freed
+
+
+def _hint(error: BaseException) -> str:
+    """What the user can do when MLX cannot be imported."""
+    if files := shadows():
+        return f"{files[0]} is taken for an installed package: rename it."
+    if working_folder_gone():
+        return "The working folder has been removed: change to another one first."
+    return BACK_END_HINT if isinstance(error, _NOT_THERE) else _DOCTOR
 
 
 def _failure(error: Exception) -> GuardedLLMError:

@@ -1,44 +1,48 @@
-"""What the backend and the engine say to each other. Plain values that pickle.
+"""The commands and reports that the backend and the engine exchange: plain values that pickle.
 
-Commands go down with `Engine.send`, events come back through its `emit`. Nothing here
-holds an `mx.array`, and neither does any error: that is what lets the engine live in
-another process.
+Commands go down with `Engine.send`, reports come back through its `emit`. Nothing here holds
+an `mx.array`, and neither does any error, so the engine can live in another process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from ..embed_request import EmbedRequest
 from ..errors import GuardedLLMError
-from ..memory.budget import Limits
+from ..memory.budget import MemoryLimits
 from ..models.spec import ModelFiles, Progress
 from ..params import SamplingParams
 from ..request import PromptRequest
 from ..results import Chunk, FinishReason, Usage
-from ..texts import TextsRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine works.
+    """The options of an engine.
 
     Attributes:
-        max_active: requests of one model decoded together at most.
-        memory_budget: bytes that models may use; None takes the device's default.
+        max_active: the most requests of one model that are decoded together.
+        memory_budget: bytes that models may use; None for the device's default.
         prefill_step_size: prompt tokens computed between two decode steps; None
             takes 2048 on a GPU and 512 on a CPU.
-        prefix_cache_bytes: KV caches kept for prompts that begin alike; None takes
-            5 % of the memory budget, at most 4 GiB.
-        load_slice_bytes: weights evaluated at once; a load can be given up, and
-            reports progress, between two slices.
+        prefix_cache_bytes: for KV caches that are kept for prompts with a common beginning;
+            None for 5 % of the memory budget, at most 4 GiB.
+        wired_memory: bytes that Metal keeps wired, or "recommended" for what the device does;
+            None leaves that alone.
+        prepare_timeout: seconds that preparing a request may take.
+        load_slice_bytes: weights evaluated at once. Between two slices a load reports its
+            progress and can be given up.
     """
 
     max_active: int = 32
     memory_budget: int | None = None
     prefill_step_size: int | None = None
     prefix_cache_bytes: int | None = None
+    wired_memory: int | Literal["recommended"] | None = None
+    prepare_timeout: float = 60.0
     load_slice_bytes: int = 512 * 1024**2
 
 
@@ -49,11 +53,11 @@ class EngineOptions:
 class Prepare:
     """Template and encode a request, off the MLX thread. Answer: `Prepared` or `Ended`.
 
-    Whatever becomes of it, exactly one `Ended` tells that the engine is done with it.
+    In every case exactly one `Ended` says that the engine is done with the request.
 
     Attributes:
-        emitted: tokens of the answer that an engine before this one has passed on; the
-            answer goes on behind them.
+        emitted: tokens of the answer that an earlier engine has passed on already, perhaps one
+            of another server; the answer continues after them.
     """
 
     request_id: str
@@ -64,23 +68,33 @@ class Prepare:
     seed: int
     emitted: tuple[int, ...] = ()
 
+    @property
+    def characters(self) -> int:
+        """The size of what is to be prepared."""
+        return self.prompt.characters
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTexts:
-    """As `Prepare`, for texts that are to be embedded."""
+    """Like `Prepare`, for texts to embed."""
 
     request_id: str
     model: str
     files: ModelFiles
-    texts: TextsRequest
+    texts: EmbedRequest
+
+    @property
+    def characters(self) -> int:
+        """The size of what is to be prepared."""
+        return self.texts.characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenize:
-    """Encode a prompt and no more. Answer: `Ended`, whose value are its token ids.
+    """Only encode a prompt. Answer: `Ended`, whose value is the list of token ids.
 
     Attributes:
-        prompt: to be templated; or plain text, encoded without special tokens.
+        prompt: a request to template, or plain text, encoded without special tokens.
     """
 
     request_id: str
@@ -88,10 +102,16 @@ class Tokenize:
     files: ModelFiles
     prompt: PromptRequest | str
 
+    @property
+    def characters(self) -> int:
+        """The size of what is to be prepared."""
+        prompt = self.prompt
+        return len(prompt) if isinstance(prompt, str) else prompt.characters
+
 
 @dataclass(frozen=True)
 class ReadTokenizer:
-    """Read the tokenizer of a model whose load was asked for, off the MLX thread."""
+    """Read the tokenizer of a model that is about to be loaded, off the MLX thread."""
 
     model: str
     files: ModelFiles
@@ -99,14 +119,14 @@ class ReadTokenizer:
 
 @dataclass(frozen=True)
 class Start:
-    """Run a prepared request; its model is resident. Answer: chunks and `Ended`."""
+    """Run a prepared request, whose model is resident. Answer: chunks and `Ended`."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop a request, started or only prepared. Answer: `Ended`."""
+    """Stop a request that was started or prepared. Answer: `Ended`."""
 
     request_id: str
 
@@ -116,8 +136,8 @@ class Load:
     """Unload `evict`, then load a model. Answer: `JobEnded`.
 
     Attributes:
-        paused: unfinished generations are to stand still meanwhile. Without it they
-            are a broken invariant, which the engine refuses.
+        paused: unfinished generations are paused for the duration. Without it they break the
+            invariant, and the engine refuses the command.
     """
 
     job_id: str
@@ -129,7 +149,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Unload:
-    """Drop a model and give its memory back. Answer: `JobEnded`."""
+    """Drop a model and free its memory. Answer: `JobEnded`."""
 
     job_id: str
     model: str
@@ -150,29 +170,31 @@ Preparing = Prepare | PrepareTexts | Tokenize
 Command = Preparing | ReadTokenizer | Start | Cancel | Load | Unload | Run
 
 
-# ---- events ---------------------------------------------------------------------------
+# ---- reports --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine works. Says where, and with what.
+    """The engine is up.
 
     Attributes:
-        device: what `mx.device_info()` says, and "device": "cpu" or "gpu".
+        device: `mx.device_info()`, and "device": "cpu" or "gpu".
         limits: the options, with the device's defaults filled in.
+        wired_bytes: that Metal keeps wired; 0 where the limit was left alone.
     """
 
     device: Mapping[str, Any]
-    limits: Limits
+    limits: MemoryLimits
+    wired_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request's prompt is encoded, or its texts.
+    """The prompt of a request is encoded, or its texts are.
 
     Attributes:
-        prompt_tokens: of the prompt, or of the longest text.
-        max_tokens: as asked for, or what the context window leaves.
+        prompt_tokens: tokens of the prompt, or of the longest text.
+        max_tokens: as requested, or what the context window leaves.
     """
 
     request_id: str
@@ -182,20 +204,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer.
-
-    Attributes:
-        tokens: the tokens behind it, from the one after the last piece's.
-    """
+    """A piece of an answer."""
 
     request_id: str
     chunk: Chunk
-    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class FirstToken:
-    """An answer began, so many seconds after `Start`."""
+    """An answer began, this many seconds after `Start`."""
 
     request_id: str
     seconds: float
@@ -204,15 +221,15 @@ class FirstToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A request is over; the engine knows it no longer.
+    """A request is over and forgotten by the engine.
 
     Attributes:
         chunk: the last text, with finish reason and usage; None on an error.
-        value: what it came to when that is no text: vectors, float32 of shape (texts,
-            size), or the token ids of `Tokenize`.
-        usage: token counts, when there is no chunk.
+        value: the result when it is not text: vectors, float32 of shape (texts, size), or the
+            token ids of `Tokenize`.
+        usage: token counts, if there is no chunk.
         error: why it failed.
-        out_of_memory: the error came from memory that MLX could not get.
+        out_of_memory: it failed because MLX could not allocate memory.
         prefill: seconds from `Start` to the first token, or to the last vector.
         decode: seconds from the first token to the last.
     """
@@ -232,7 +249,7 @@ class Ended:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Its token counts by name, as far as they are known."""
+        """The token counts that are known, by name."""
         usage = self.chunk.usage if self.chunk else self.usage
         return {} if usage is None else asdict(usage)
 
@@ -244,8 +261,8 @@ class JobEnded:
     Attributes:
         error: why it failed. For `Run` the caller's own exception, as it was raised.
         value: what the function of `Run` returned.
-        out_of_memory: the error came from memory that MLX could not get.
-        left: models that are out of memory now.
+        out_of_memory: it failed because MLX could not allocate memory.
+        left: models that are no longer in memory.
         details: measured bytes and seconds.
     """
 
@@ -259,7 +276,7 @@ class JobEnded:
 
 @dataclass(frozen=True)
 class Moved:
-    """A load (by model) or a prefill (by request) went on."""
+    """Progress of a load (of a model) or a prefill (of a request)."""
 
     model: str
     request_id: str | None
@@ -268,11 +285,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model takes, in bytes; 0 where nothing new was learnt.
+    """How many bytes a model takes; 0 where nothing new was measured.
 
     Attributes:
-        weight_bytes: its weights, measured by its load.
-        peak_bytes: the most one step took beyond weights and caches.
+        weight_bytes: its weights, measured during the load.
+        peak_bytes: the most that one step took in addition to weights and caches.
     """
 
     model: str
@@ -282,14 +299,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Broken:
-    """The engine cannot go on; every request and job it had is lost."""
+    """The engine cannot continue; all its requests and jobs are lost."""
 
     error: GuardedLLMError
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The engine was closed; its models are out of memory."""
+    """The engine was closed and its models unloaded."""
 
 
 Report = (

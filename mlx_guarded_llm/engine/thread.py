@@ -19,17 +19,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import BackendClosed
+from ..logs import get_logger
 
-logger = logging.getLogger("mlx_guarded_llm.engine")
+logger = get_logger("engine")
 
-EXIT_GRACE = 60.0  # seconds; a slice of a load, or foreign work, may have to end first
+EXIT_GRACE = 60.0  # seconds; a slice of a load, or a user's function, may have to end first
 
 
-class Worker(Protocol):
-    """Something that has work for the MLX thread again and again."""
+class Steppable(Protocol):
+    """Something with recurring work for the MLX thread."""
 
     def step(self) -> bool:
-        """Do a little. Returns whether there is more to do right now."""
+        """Do one piece of the work. Returns whether there is more to do right now."""
 
     def generating(self) -> set[str]:
         """Models of its unfinished generations."""
@@ -39,11 +40,11 @@ class Worker(Protocol):
 
 
 class MLXThread:
-    """Runs posted calls in order and steps its workers in turn in between."""
+    """Runs posted calls in order; in between it steps each `Steppable` in turn."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._workers: list[Worker] = []
+        self._steppables: list[Steppable] = []
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlx-guarded-mlx", daemon=True)
@@ -54,28 +55,28 @@ class MLXThread:
 
     @property
     def stopping(self) -> bool:
-        """The interpreter is about to exit: long work should be given up."""
+        """The interpreter is about to exit, so long work should be given up."""
         return self._stopping.is_set()
 
     def post(self, call: Callable[[], None]) -> None:
-        """Run `call` on the MLX thread, after what was posted before. From any thread."""
+        """Run `call` on the MLX thread, after everything posted before. From any thread."""
         self._calls.put(call)
 
-    def add(self, worker: Worker) -> None:
-        """Step `worker` from now on. On the MLX thread only."""
+    def add(self, steppable: Steppable) -> None:
+        """Step `steppable` from now on. On the MLX thread only."""
         self.check()
-        self._workers.append(worker)
+        self._steppables.append(steppable)
 
-    def remove(self, worker: Worker) -> None:
-        """Step it no longer. On the MLX thread only."""
+    def remove(self, steppable: Steppable) -> None:
+        """Stop stepping it. On the MLX thread only."""
         self.check()
-        if worker in self._workers:
-            self._workers.remove(worker)
+        if steppable in self._steppables:
+            self._steppables.remove(steppable)
 
     def generating(self) -> set[str]:
-        """Models of the unfinished generations of all workers. On the MLX thread only."""
+        """Models with unfinished generations, over all steppables. On the MLX thread only."""
         self.check()
-        return set().union(*(worker.generating() for worker in self._workers))
+        return set().union(*(steppable.generating() for steppable in self._steppables))
 
     def check(self) -> None:
         """Fail unless this is the MLX thread."""
@@ -86,11 +87,11 @@ class MLXThread:
         busy = False
         while not self._stopping.is_set():
             self._take_calls(wait=not busy)
-            busy = self._step_workers()
-        for worker in tuple(self._workers):  # each leaves the list as it stops
-            _guarded(worker.stop)
+            busy = self._step_all()
+        for steppable in tuple(self._steppables):  # each removes itself from the list as it stops
+            _guarded(steppable.stop)
         if (mlx := sys.modules.get("mlx.core")) is not None:
-            mlx.clear_streams()  # the last thing: MLX works on this thread no more
+            mlx.clear_streams()  # the last MLX call on this thread
         self._ended.set()
 
     def _take_calls(self, *, wait: bool) -> None:
@@ -102,15 +103,15 @@ class MLXThread:
         except queue.Empty:
             return
 
-    def _step_workers(self) -> bool:
+    def _step_all(self) -> bool:
         busy = False
-        for worker in tuple(self._workers):
+        for steppable in tuple(self._steppables):
             try:
-                busy = worker.step() or busy
+                busy = steppable.step() or busy
             except BaseException:  # as in `_guarded`
                 logger.exception("an engine failed outside of any request")
-                _guarded(worker.stop)
-                self.remove(worker)
+                _guarded(steppable.stop)
+                self.remove(steppable)
         return busy
 
     def _exit(self) -> None:
@@ -118,12 +119,12 @@ class MLXThread:
         self.post(lambda: None)
         ended, code = False, 1
         try:
-            # Not join(): interrupted, it takes the thread for ended (CPython before 3.13).
+            # Not join(): if interrupted it believes that the thread has ended (before 3.13).
             ended = self._ended.wait(EXIT_GRACE)
-        except KeyboardInterrupt:  # whoever presses it now wants no more waiting
+        except KeyboardInterrupt:  # pressing it now means: do not wait
             code = 128 + signal.SIGINT
         if not ended:
-            # Going on would abort in MLX's destructors, with a core dump and no word.
+            # Otherwise MLX's destructors would abort, with a core dump and no message.
             logger.critical("MLX work has not ended at exit; leaving hard")
             logging.shutdown()
             os._exit(code)
@@ -133,7 +134,7 @@ class MLXThread:
 def _guarded(call: Callable[[], None]) -> None:
     try:
         call()
-    except BaseException:  # a SystemExit too: without this thread nobody gets an answer
+    except BaseException:  # even a SystemExit: without this thread nobody gets an answer
         logger.exception("a call on the MLX thread failed")
 
 
@@ -161,13 +162,13 @@ def mlx_thread() -> MLXThread:
 
 
 def _forked() -> None:
-    """In a forked child: only a process that had not used MLX yet may use it."""
+    """In a forked child: MLX may be used only if the parent had not used it yet."""
     global _owner, _lock
     _lock = threading.Lock()
     if _thread is None:
         _owner = os.getpid()
     else:
-        atexit.unregister(_thread._exit)  # there is no thread to wait for
+        atexit.unregister(_thread._exit)  # the thread does not exist in the child
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidGrammar
+from ..logs import get_logger
 from ..params import SamplingParams
 from .compiler import GrammarCompiler
 from .schema import compiled_schema
 
-_NOTHING = {"type": "object", "properties": {}}  # the parameters of a tool that has none
-# Or the tokens of fixed text would be those of the tokenizer, whatever the model likes to
-# write; and where such text spells a special token, that token, which is not text.
+logger = get_logger("grammar")
+
+_NOTHING = {"type": "object", "properties": {}}  # the parameters of a tool without any
+_ANYTHING = {"type": "object"}
+# Without this, fixed text would consist of the tokens that the tokenizer gives, not of those that
+# the model prefers; and where it spells a special token, of that token, which is not text.
 _HEADER = '%llguidance {"no_forcing": true}'
 _LENIENT = 'With "strict": false the tool takes any JSON object.'
 _ANY_TEXT = "/(?s:.*)/"
@@ -28,7 +32,7 @@ class Calls:
         start: the marker before a call, and `end` the one after it.
         tools: the functions that may be called, in OpenAI form.
         several: more than one call may be made.
-        forced: the answer is calls and nothing else.
+        forced: the answer must be calls and nothing else.
     """
 
     start: str
@@ -40,11 +44,28 @@ class Calls:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a grammar that was written by the caller, as a grammar of its own."""
+    """A part of a grammar that the caller wrote.
+
+    Attributes:
+        name: what messages call it.
+        rule: its name in the rules.
+        body: for llguidance: `{"json_schema": ...}` or `{"lark_grammar": ...}`.
+        is_tool: it is for the arguments of a tool, which are checked afterwards.
+    """
 
     name: str
-    grammar: str
-    hint: str = ""
+    rule: str
+    body: Mapping[str, Any]
+    is_tool: bool = False
+
+    @property
+    def grammar(self) -> str:
+        """The part alone as a grammar, in llguidance's JSON."""
+        return _json([self.body])
+
+    @property
+    def hint(self) -> str:
+        return _LENIENT if self.is_tool else ""
 
 
 @dataclass(frozen=True)
@@ -52,55 +73,70 @@ class Form:
     """A grammar for a whole answer.
 
     Attributes:
-        grammar: in llguidance's JSON.
-        parts: what of it can be wrong.
-        binding: an answer that ends before it reached the grammar is no answer: text of
-            a form was asked for, or a call.
+        rules: in Lark, of the whole answer.
+        parts: what the caller wrote, and may be wrong.
+        binding: the answer must reach the grammar, because text of a form was asked for, or a
+            call.
     """
 
-    grammar: str
+    rules: str
     parts: tuple[Part, ...]
     binding: bool
+
+    @property
+    def grammar(self) -> str:
+        """The whole in llguidance's JSON."""
+        bodies = [{"name": part.rule, **part.body} for part in self.parts]
+        return _json([{"lark_grammar": self.rules}, *bodies])
+
+    def loosened(self, names: Collection[str]) -> Form:
+        """The same form, with any object as the arguments of these tools."""
+        return replace(
+            self,
+            parts=tuple(
+                replace(part, body={"json_schema": compiled_schema(_ANYTHING)})
+                if part.is_tool and part.name in names
+                else part
+                for part in self.parts
+            ),
+        )
 
 
 def answer_form(
     compiler: GrammarCompiler, params: SamplingParams, calls: Calls | None
 ) -> Form | None:
-    """The form of an answer, or None when anything goes.
+    """The form of an answer, or None if anything is allowed.
 
     - With `calls.forced` the answer is calls.
-    - With a schema, regex or grammar it is text of that form; with calls beside it,
-      either of the two.
-    - With calls alone it is any text in which each call is a right one.
+    - With a schema, regex or grammar it is text of that form, or calls, if there are any.
+    - With calls alone it is any text in which each call is valid.
 
     Raises:
-        InvalidGrammar: a schema uses what is not supported; the message names it.
+        InvalidGrammar: a schema cannot be held; the message says what part of it.
     """
     if not params.has_form and calls is None:
         return None
-    rules, grammars, parts = [_HEADER], [], []
+    rules, parts = [_HEADER], []
     if params.has_form:
-        name, text = _text(compiler, params)
-        grammars = [{"name": "text", **text}]
-        parts = [Part(name, _json([text]))]
+        parts.append(_text(compiler, params))
     if calls is None:
         rules.append("start: @text")
     else:
         rules.append(_start(compiler, calls, has_text=params.has_form))
-        schemas = [_parameters(tool["function"]) for tool in calls.tools]
-        rules += _call_rules(calls, schemas)
-        parts += [_part(t, s) for t, s in zip(calls.tools, schemas, strict=True)]
+        rules += _call_rules(calls)
+        parts += [_arguments(calls, i) for i in range(len(calls.tools))]
     binding = params.has_form or (calls is not None and calls.forced)
-    return Form(_json([{"lark_grammar": "\n".join(rules)}, *grammars]), tuple(parts), binding)
+    return Form("\n".join(rules), tuple(parts), binding)
 
 
-def _text(compiler: GrammarCompiler, params: SamplingParams) -> tuple[str, dict[str, Any]]:
-    """What the text that was asked for is called, and its grammar."""
+def _text(compiler: GrammarCompiler, params: SamplingParams) -> Part:
+    """The text that was asked for."""
     if params.schema is not None:
-        return "the schema", {"json_schema": compiled_schema(params.schema)}
+        return Part("the schema", "text", {"json_schema": compiled_schema(params.schema)})
     if params.regex is not None:
-        return "the regex", {"lark_grammar": f"start: {compiler.regex(params.regex)}"}
-    return "the grammar", {"lark_grammar": params.grammar}
+        rules = f"start: {compiler.regex(params.regex)}"
+        return Part("the regex", "text", {"lark_grammar": rules})
+    return Part("the grammar", "text", {"lark_grammar": params.grammar})
 
 
 def _start(compiler: GrammarCompiler, calls: Calls, *, has_text: bool) -> str:
@@ -110,7 +146,7 @@ def _start(compiler: GrammarCompiler, calls: Calls, *, has_text: bool) -> str:
     several = r'("\n" block)*' if calls.several else ""
     if calls.forced or has_text:
         return f"start: {'@text | ' if has_text else ''}block {several}\nblock: {block}"
-    # Any text, with calls in it: a call begins wherever the marker stands.
+    # Any text with calls in it. A call begins wherever the marker occurs.
     repeat = "*" if calls.several else "?"
     if compiler.is_token(calls.start):
         lines = [
@@ -129,44 +165,51 @@ def _start(compiler: GrammarCompiler, calls: Calls, *, has_text: bool) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text inside a regular expression of Lark."""
+    """A literal text in a regular expression of Lark."""
     return "".join(c if c.isalnum() or c in "_<> " else f"\\x{ord(c):02x}" for c in text)
 
 
-def _call_rules(calls: Calls, schemas: Sequence[dict[str, Any]]) -> list[str]:
+def _call_rules(calls: Calls) -> list[str]:
     """The rules of the JSON of a call, one for each tool."""
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(calls.tools)))}"]
-    for i, (tool, schema) in enumerate(zip(calls.tools, schemas, strict=True)):
+    for i, tool in enumerate(calls.tools):
         name = json.dumps(tool["function"]["name"], ensure_ascii=False)
         head = json.dumps(f'{{"name": {name}, "arguments": ')
-        rules.append(f'call_{i}: {head} %json {json.dumps(schema)} "}}"')
+        rules.append(f'call_{i}: {head} @tool_{i} "}}"')
     return rules
 
 
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, an object."""
-    where = _where(function)
+def _arguments(calls: Calls, number: int) -> Part:
+    """The arguments of a tool: the part of their schema that can be held.
+
+    A tool that the model need not call must not make the others fail. So if its schema cannot be
+    read, its arguments are any object. If it must be called, the request is refused.
+    """
+    function = calls.tools[number]["function"]
+    name = f"the parameters of the tool {function['name']!r}"
+    try:
+        schema = _parameters(function, name)
+    except InvalidGrammar as error:
+        if calls.forced:
+            raise InvalidGrammar(error.message, hint=_LENIENT) from None
+        logger.warning("%s Any object is taken for its arguments.", error.message)
+        schema = compiled_schema(_ANYTHING)
+    return Part(name, f"tool_{number}", {"json_schema": schema}, is_tool=True)
+
+
+def _parameters(function: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object."""
     if function.get("strict") is False:
-        return compiled_schema({"type": "object"})
+        return compiled_schema(_ANYTHING)
     parameters = function.get("parameters") or _NOTHING
     if not isinstance(parameters, Mapping):
         raise InvalidGrammar(f"{where} are {parameters!r}; they must be a JSON Schema.")
-    if parameters.get("type", "object") != "object":
-        raise InvalidGrammar(f"{where} are of type {parameters['type']!r}, not an object.")
-    if not parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
-        parameters = {"type": "object", **parameters}
-    try:
-        return compiled_schema(parameters, where)
-    except InvalidGrammar as error:
-        raise InvalidGrammar(error.message, hint=_LENIENT) from None
-
-
-def _part(tool: Mapping[str, Any], schema: dict[str, Any]) -> Part:
-    return Part(_where(tool["function"]), _json([{"json_schema": schema}]), _LENIENT)
-
-
-def _where(function: Mapping[str, Any]) -> str:
-    return f"the parameters of the tool {function['name']!r}"
+    types = parameters.get("type") or "object"
+    if "object" not in ([types] if isinstance(types, str) else types):
+        raise InvalidGrammar(f"{where} are of type {types!r}, not an object.")
+    if "type" in parameters or not parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
+        parameters = {**parameters, "type": "object"}
+    return compiled_schema(parameters, where, loosely=True)
 
 
 def _json(grammars: Sequence[Mapping[str, Any]]) -> str:

@@ -1,208 +1,215 @@
 """From a JSON Schema to the part of it that llguidance holds an answer to.
 
-Supported: type, enum, const; $ref within the schema, $defs, definitions; anyOf, allOf, and
-oneOf whose branches exclude each other; properties, required, additionalProperties,
-patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
-minLength, maxLength, pattern (without look-around) and the formats in `FORMATS`; minimum,
-maximum, exclusiveMinimum, exclusiveMaximum, multipleOf.
+llguidance says itself which keywords and formats it knows. What limits values and is not held
+is refused by name and place, or, where the answer is checked afterwards, left out
+(`held_part`). A format that llguidance does not know is an annotation, as JSON Schema has it,
+and limits nothing. Keywords that limit nothing are gone by now, see `normalise`.
 
-A keyword of JSON Schema that limits values and is not in this list is refused by name.
-One that limits nothing (title, default, examples and all that JSON Schema does not know)
-is left out.
-
-Where a schema says nothing, the answer gets the narrower reading, which is valid as well:
-an object with `properties` has no others, and JSON is written as `json.dumps` writes it.
+This module says the same thing in keywords that are held, where llguidance does not do so:
+oneOf whose branches exclude each other through references, propertyNames that list names or
+match a pattern, unevaluatedProperties. Where a schema leaves something open, the answer gets
+the narrower reading, which is valid as well: an object with `properties` has no others, and
+JSON is written as `json.dumps` writes it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from ..errors import InvalidGrammar
+from .normalise import normalised_schema
+from .validation import python_pattern
 
-FORMATS = frozenset(
-    {
-        "date",
-        "date-time",
-        "duration",
-        "email",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "time",
-        "uri",
-        "uuid",
-    }
-)
-"""Formats of strings that are held. Others that JSON Schema names are refused."""
+# In characters, with microseconds and an offset. Without a limit, a fraction of a second, or a
+# number in a duration, could go on for ever.
+_LONGEST = {"date-time": 32, "time": 21, "duration": 32}
 
-_OTHER_FORMATS = frozenset(
+# Keywords whose values hold schemas, or that are passed on with changes.
+_TREATED = frozenset(
     {
-        "idn-email",
-        "idn-hostname",
-        "iri",
-        "iri-reference",
-        "json-pointer",
-        "regex",
-        "relative-json-pointer",
-        "uri-reference",
-        "uri-template",
-    }
-)
-_VALUES = frozenset(
-    {
-        "const",
-        "enum",
-        "exclusiveMaximum",
-        "exclusiveMinimum",
-        "maxItems",
-        "maxLength",
-        "maxProperties",
-        "maximum",
-        "minItems",
-        "minLength",
-        "minProperties",
-        "minimum",
-        "multipleOf",
-        "pattern",
-        "required",
-        "type",
-    }
-)
-_UNSUPPORTED = frozenset(
-    {
-        "$dynamicRef",
-        "$recursiveRef",
-        "contains",
-        "dependencies",
-        "dependentRequired",
-        "dependentSchemas",
-        "else",
-        "if",
-        "maxContains",
-        "minContains",
-        "not",
+        "$defs",
+        "$ref",
+        "additionalProperties",
+        "allOf",
+        "anyOf",
+        "discriminator",
+        "format",
+        "items",
+        "oneOf",
+        "patternProperties",
+        "prefixItems",
+        "properties",
         "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-        "uniqueItems",
     }
+)
+# What llguidance may be unable to hold in combination with other keywords, the most likely first.
+_AT_TIMES_HELD = (
+    "pattern",
+    "minProperties",
+    "maxProperties",
+    "patternProperties",
+    "multipleOf",
+    "format",
 )
 _CHOICES = ("anyOf", "oneOf", "allOf")
 
-# Text as `json.dumps` writes it, which is what models have read most.
+# JSON as `json.dumps` writes it, which models have seen most.
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
-def compiled_schema(schema: Mapping[str, Any] | bool, where: str = "schema") -> dict[str, Any]:
-    """The schema in the form that llguidance takes, for a grammar of its own.
+def compiled_schema(
+    schema: Mapping[str, Any] | bool, where: str = "schema", *, loosely: bool = False
+) -> dict[str, Any]:
+    """The schema in the form that llguidance accepts.
 
     Args:
         schema: as the caller wrote it; it is not changed.
-        where: its name in messages.
+        where: what messages call it.
+        loosely: leave out what cannot be held, since the value is checked afterwards.
 
     Raises:
-        InvalidGrammar: an unsupported keyword, by name and place, a reference that leads
-            nowhere, or something that is no schema.
+        InvalidGrammar: a keyword is not supported (with its name and place), a reference points
+            nowhere, or something is not a schema.
     """
-    if schema is False:
+    return {**_read(schema, where, loosely=loosely)[0], "x-guidance": _SPACING}
+
+
+def held_part(schema: Mapping[str, Any] | bool) -> Mapping[str, Any] | bool:
+    """The part of a schema that a grammar can hold, for answers that are checked afterwards.
+
+    It is the schema itself if a grammar can hold all of it.
+
+    Raises:
+        InvalidGrammar: as `compiled_schema` does.
+    """
+    if isinstance(schema, bool):
+        return schema
+    held, is_all = _read(schema, "schema", loosely=True)
+    return schema if is_all else held
+
+
+def _read(
+    schema: Mapping[str, Any] | bool, where: str, *, loosely: bool
+) -> tuple[dict[str, Any], bool]:
+    """The part of a schema that is held, and whether that is all of it."""
+    root = normalised_schema(schema, where)
+    if root is False:
         raise InvalidGrammar(f"{where} is False, which no answer can follow.")
-    root: Mapping[str, Any] = {} if schema is True else schema
+    reader = _Reader({} if root is True else root, where, loosely=loosely)
     try:
-        return _Reader(root, where).read()
+        return reader.read(), reader.is_all
     except RecursionError:
         raise InvalidGrammar(f"{where} is nested too deeply.") from None
 
 
 class _Reader:
-    """Reads one schema; what it refers to is gathered under `$defs`."""
+    """Reads a schema in the normal form; what it refers to is collected in `$defs`."""
 
-    def __init__(self, root: Mapping[str, Any], where: str) -> None:
+    def __init__(self, root: Mapping[str, Any], where: str, *, loosely: bool) -> None:
         self._root = root
         self._where = where
+        self._loosely = loosely
+        self.is_all = True  # nothing was left out
         self._definitions: dict[str, Any] = {}
         # (reference, shared, required) -> its name among the definitions
         self._names: dict[tuple[str, bool, str], str] = {}
 
     def read(self) -> dict[str, Any]:
-        try:
-            json.dumps(self._root, allow_nan=False)
-        except ValueError:
-            raise InvalidGrammar(f"{self._where} has a number that JSON does not know.") from None
         whole = self._schema(self._root, self._where)
         if self._definitions:
             whole["$defs"] = self._definitions
-        return {**whole, "x-guidance": _SPACING}
+        return whole
 
     def _schema(
         self, schema: Any, where: str, *, shared: bool = False, required: str = ""
     ) -> dict[str, Any]:
-        """One schema and all in it.
+        """One schema and those in it.
 
         Args:
-            shared: another schema applies to the same value, so it may have properties
-                that this one does not name.
-            required: a property that must be there although the schema leaves it open.
+            shared: another schema applies to the same value, which may have properties that this
+                one does not name.
+            required: a property to require although the schema does not.
         """
         if schema is True:
             return {}
-        if not isinstance(schema, Mapping):
-            raise InvalidGrammar(f"{where} is {schema!r}, which is no JSON Schema.")
-        self._refuse(schema, where)
-        out = {key: value for key, value in schema.items() if key in _VALUES}
+        if schema is False:
+            raise InvalidGrammar(f"{where} is False, which is no JSON Schema that a value follows.")
+        joined = any(key in schema for key in ("$ref", *_CHOICES))
+        schema = _simpler(schema, alone=not (shared or joined))
+        if joined and not shared and schema.get("unevaluatedProperties") is False:
+            schema = self._closed(schema)
+        out: dict[str, Any] = {}
+        for key, value in schema.items():
+            if key in _TREATED:
+                continue
+            if _is_held(key):
+                out[key] = value
+            else:
+                self._leave_out(key, where)
         if required:
             out["required"] = sorted({*_required(out), required})
-        self._add_format(schema, out, where)
+        form = schema.get("format")
+        if form and "string" in _types(schema, {"string"}) and not _problem_of(format=form):
+            out["format"] = form
+            if longest := _LONGEST.get(form):
+                out.setdefault("maxLength", longest)
         self._add_items(schema, out, where)
         self._add_properties(schema, out, where)
+        self._add_names(schema, out, where)
         self._add_choices(schema, out, where, shared)
-        joined = any(key in schema for key in ("$ref", *_CHOICES))
+        if self._loosely:
+            self._leave_out_what_clashes(out, where)
         if not (shared or joined):
             _close(out)
         return out
 
-    def _refuse(self, schema: Mapping[str, Any], where: str) -> None:
-        for key in sorted(_UNSUPPORTED & schema.keys()):
-            if key == "uniqueItems" and schema[key] is False:
-                continue
+    # ---- what is left out --------------------------------------------------------------
+
+    def _leave_out(self, key: str, where: str) -> None:
+        if not self._loosely:
             raise InvalidGrammar(
                 f"{where} uses the keyword {key!r}, which is not supported.",
-                hint="Leave it out and check the answer for it.",
+                hint="GuardedLLM and the adapters hold the rest, and check the answer for it.",
             )
+        self.is_all = False
 
-    def _add_format(self, schema: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
-        form = schema.get("format")
-        if form in FORMATS:
-            out["format"] = form
-        elif form in _OTHER_FORMATS:
-            raise InvalidGrammar(
-                f"{where} uses the format {form!r}, which is not supported.",
-                hint=f"Supported are {', '.join(sorted(FORMATS))}.",
-            )
+    def _leave_out_what_clashes(self, out: dict[str, Any], where: str) -> None:
+        """Leave out keywords that llguidance cannot hold in combination, if they can be checked."""
+        stub = _stub(out)
+        while problem := _problem_of(**stub):
+            if "nsatisfiable" in problem:
+                return  # no value passes a check either; the compiler will say so
+            there = [key for key in _AT_TIMES_HELD if key in stub]
+            cures = (k for k in there if not _problem_of(**_without(stub, k)))
+            key = next(cures, there[0] if there else None)
+            if key is None:
+                return
+            if key == "pattern" and python_pattern(out[key]) is None:
+                raise InvalidGrammar(f"{where} has the pattern {out[key]!r}, which is not known.")
+            del stub[key], out[key]
+            self.is_all = False
+            if key == "patternProperties":  # otherwise properties that match would be forbidden
+                stub["additionalProperties"] = out["additionalProperties"] = True
+
+    # ---- arrays and objects --------------------------------------------------------------
 
     def _add_items(self, schema: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
-        first, rest = schema.get("prefixItems"), schema.get("items")
-        if isinstance(rest, list):  # what prefixItems was called before 2020
-            first, rest = rest, schema.get("additionalItems")
-        if first is not None:
-            out["prefixItems"] = self._list(first, f"{where}.prefixItems")
-        if rest is not None:
+        if "prefixItems" in schema:
+            out["prefixItems"] = self._list(schema["prefixItems"], f"{where}.prefixItems")
+        if "items" in schema:
+            rest = schema["items"]
             out["items"] = rest if rest is False else self._schema(rest, f"{where}.items")
 
     def _add_properties(self, schema: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
         for key in ("properties", "patternProperties"):
-            if key not in schema:
-                continue
-            if not isinstance(schema[key], Mapping):
-                raise InvalidGrammar(f"{where}.{key} is {schema[key]!r}; it must be a mapping.")
-            out[key] = {
-                name: False if value is False else self._schema(value, f"{where}.{key}.{name}")
-                for name, value in schema[key].items()
-            }
+            if key in schema:
+                out[key] = {
+                    name: False if value is False else self._schema(value, f"{where}.{key}.{name}")
+                    for name, value in schema[key].items()
+                }
         others = schema.get("additionalProperties")
         if others is not None:
             out["additionalProperties"] = (
@@ -210,6 +217,56 @@ class _Reader:
                 if isinstance(others, bool)
                 else self._schema(others, f"{where}.additionalProperties")
             )
+
+    def _add_names(self, schema: Mapping[str, Any], out: dict[str, Any], where: str) -> None:
+        """Hold the names of properties if they are listed or match a pattern."""
+        if "propertyNames" not in schema:
+            return
+        names = self._resolved(schema["propertyNames"])
+        others = out.get("additionalProperties", True)
+        value = {} if others is True else others
+        pattern = _pattern_of_names(names)
+        if out.keys() & {"properties", "patternProperties"} or others is False:
+            self._leave_out("propertyNames", where)
+        elif listed := _strings(names):
+            out["properties"] = dict.fromkeys(listed, value)
+            out["additionalProperties"] = False
+        elif pattern is not None and not _problem_of(pattern=pattern):
+            out["patternProperties"] = {pattern: value}
+            out["additionalProperties"] = False
+        else:
+            self._leave_out("propertyNames", where)
+
+    def _closed(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same schema, without properties that neither it nor a schema joined to it names."""
+        names = self._named(schema, depth=0)
+        if names is None or schema.keys() & {"additionalProperties", "patternProperties"}:
+            return schema
+        own = schema.get("properties", {})
+        named: dict[str, Any] = {**{name: {} for name in sorted(names)}, **own}
+        closed = {**schema, "properties": named, "additionalProperties": False}
+        if not schema.keys() & {"anyOf", "oneOf"}:  # in a choice only the chosen branch counts
+            del closed["unevaluatedProperties"]
+        return closed
+
+    def _named(self, schema: Any, *, depth: int) -> set[str] | None:
+        """All properties that a schema names; None if it allows others."""
+        if depth > 8 or not isinstance(schema, Mapping):
+            return None
+        if "patternProperties" in schema or schema.get("additionalProperties", False) is not False:
+            return None
+        names = set(schema.get("properties", ()))
+        inner = [s for key in _CHOICES for s in schema.get(key, ())]
+        if "$ref" in schema:
+            inner.append(self._definition(schema["$ref"]))
+        for one in inner:
+            more = self._named(one, depth=depth + 1)
+            if more is None:
+                return None
+            names |= more
+        return names
+
+    # ---- choices and references ------------------------------------------------------------
 
     def _add_choices(
         self, schema: Mapping[str, Any], out: dict[str, Any], where: str, shared: bool
@@ -222,23 +279,30 @@ class _Reader:
         for key in _CHOICES:
             if key not in schema:
                 continue
+            place = f"{where}.{key}"
+            branches = schema[key]
+            if key != "allOf":  # a branch that no value follows does not count
+                branches = [b for b in branches if b is not False] or branches
             tag = _discriminator(schema) if key == "oneOf" else ""
-            together = key == "allOf" and len(schema[key]) > 1
-            branches = self._list(
-                schema[key],
-                f"{where}.{key}",
-                shared=shared or crowded or together,
-                required=tag,
+            together = key == "allOf" and len(branches) > 1
+            out[key] = self._list(
+                branches, place, shared=shared or crowded or together, required=tag
             )
-            apart = key == "oneOf" and self._told_apart(schema[key], tag, where)
-            out["anyOf" if apart and "anyOf" not in schema else key] = branches
+            if key == "oneOf" and "anyOf" not in schema and self._is_any_of(branches, tag):
+                out["anyOf"] = out.pop("oneOf")
 
-    def _told_apart(self, branches: list[Any], tag: str, where: str) -> bool:
-        """Whether no object follows two of the branches, for the values of one property.
+    def _is_any_of(self, branches: list[Any], tag: str) -> bool:
+        """Whether oneOf can become anyOf. llguidance supports only the latter."""
+        apart = self._told_apart(branches, tag)
+        self.is_all = self.is_all and apart
+        return apart or self._loosely
 
-        llguidance finds that out for itself, but not through references.
+    def _told_apart(self, branches: list[Any], tag: str) -> bool:
+        """Whether the values of one property exclude that an object follows two branches.
+
+        llguidance finds that out by itself, but not through references.
         """
-        objects = [self._resolved(branch, where) for branch in branches]
+        objects = [self._resolved(branch) for branch in branches]
         if not objects or not all(
             isinstance(o, Mapping) and o.get("type") == "object" for o in objects
         ):
@@ -247,24 +311,13 @@ class _Reader:
         for name in names:
             seen: list[str] = []
             for schema in objects:
-                properties = schema.get("properties")
-                value = properties.get(name) if isinstance(properties, Mapping) else None
-                choices = _choices(self._resolved(value, where))
+                choices = _choices(self._resolved(schema.get("properties", {}).get(name)))
                 seen += choices or [""] * 2
             if len(seen) == len(set(seen)):
                 return True
         return False
 
-    def _resolved(self, schema: Any, where: str) -> Any:
-        for _ in range(8):  # references to references; a circle ends as well
-            if not (isinstance(schema, Mapping) and "$ref" in schema):
-                break
-            schema = self._find(schema["$ref"], where)
-        return schema
-
-    def _list(self, schemas: Any, where: str, **options: Any) -> list[Any]:
-        if not isinstance(schemas, list):
-            raise InvalidGrammar(f"{where} is {schemas!r}; it must be a list.")
+    def _list(self, schemas: list[Any], where: str, **options: Any) -> list[Any]:
         out = []
         for i, schema in enumerate(schemas):
             if options.get("required") and isinstance(schema, Mapping) and "$ref" in schema:
@@ -274,62 +327,143 @@ class _Reader:
                 out.append(self._schema(schema, f"{where}[{i}]", **options))
         return out
 
-    def _reference(self, reference: Any, where: str, *, shared: bool, required: str = "") -> str:
-        """The name among the definitions of what a reference leads to."""
-        key = (str(reference), shared, required)
+    def _reference(self, reference: str, where: str, *, shared: bool, required: str = "") -> str:
+        """The name, among the definitions, of what a reference points to."""
+        key = (reference, shared, required)
         if key not in self._names:
-            target = self._find(reference, where)
-            name = f"{str(reference).rpartition('/')[2]}_{len(self._names)}"
-            self._names[key] = "".join(c if c.isalnum() else "_" for c in name)
+            target = self._definition(reference)
+            name = reference.rpartition("/")[2]
+            self._names[key] = f"{name}_{len(self._names)}" if shared or required else name
             self._definitions[self._names[key]] = self._schema(
                 target, f"{where} -> {reference}", shared=shared, required=required
             )
         return self._names[key]
 
-    def _find(self, reference: Any, where: str) -> Any:
-        target: Any = self._root
-        if reference != "#":
-            if not isinstance(reference, str) or not reference.startswith("#/"):
-                raise InvalidGrammar(
-                    f"{where} refers to {reference!r}; only references within the schema, "
-                    "such as '#/$defs/Name', are followed."
-                )
-            for step in reference[2:].split("/"):
-                name = unquote(step).replace("~1", "/").replace("~0", "~")
-                if isinstance(target, list) and name.isdigit() and int(name) < len(target):
-                    target = target[int(name)]
-                elif isinstance(target, Mapping) and name in target:
-                    target = target[name]
-                else:
-                    raise InvalidGrammar(f"{where} refers to {reference!r}, which is not there.")
-        return target
+    def _definition(self, reference: str) -> Any:
+        return self._root["$defs"][reference.rpartition("/")[2]]
+
+    def _resolved(self, schema: Any) -> Any:
+        for _ in range(8):  # references to references, which may be circular
+            if not (isinstance(schema, Mapping) and "$ref" in schema):
+                break
+            schema = self._definition(schema["$ref"])
+        return schema
+
+
+def _simpler(schema: Mapping[str, Any], *, alone: bool) -> Mapping[str, Any]:
+    """The same schema in supported keywords, where that is possible.
+
+    Args:
+        schema: in the normal form.
+        alone: no other schema applies to the same value.
+    """
+    out = dict(schema)
+    if out.get("maxItems", 2) <= 1:
+        out.pop("uniqueItems", None)
+    if alone:
+        for key, plain in (
+            ("unevaluatedProperties", "additionalProperties"),
+            ("unevaluatedItems", "items"),
+        ):
+            if key in out:  # without other schemas it means the same as the plain one
+                out.setdefault(plain, out.pop(key))
+    for key in ("unevaluatedProperties", "unevaluatedItems"):
+        if out.get(key) in (True, {}):
+            del out[key]
+    if "if" not in out:
+        out.pop("then", None), out.pop("else", None)
+    if "contains" not in out:
+        out.pop("minContains", None), out.pop("maxContains", None)
+    return out
+
+
+def _stub(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of one schema, with empty schemas inside it."""
+    stub = {k: value for k, value in schema.items() if k not in _TREATED or k == "format"}
+    for key in ("properties", "patternProperties"):
+        if key in schema:
+            stub[key] = {name: inner and {} for name, inner in schema[key].items()}
+    if "additionalProperties" in schema:
+        stub["additionalProperties"] = schema["additionalProperties"] and {}
+    return stub
+
+
+def _is_held(key: str) -> bool:
+    """Whether llguidance knows a keyword. It looks at the names before the values."""
+    return "Unimplemented keys" not in _problem_of(**{key: True})
+
+
+def _problem_of(**schema: Any) -> str:
+    """What llguidance has against a schema; "" without it, since then nothing is held."""
+    return _problem(json.dumps(schema))
+
+
+@lru_cache(maxsize=4096)
+def _problem(schema: str) -> str:
+    try:
+        from llguidance import LLMatcher
+    except ImportError:
+        return ""
+    grammar = f'{{"grammars": [{{"json_schema": {schema}}}]}}'
+    _, problems = LLMatcher.validate_grammar_with_warnings(grammar)
+    return "; ".join(problems)
+
+
+def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def _pattern_of_names(names: Any) -> str | None:
+    """The pattern that names of properties must match, if there is no other limit on them."""
+    if not isinstance(names, Mapping):
+        return None
+    limits = names.keys() - {"type", "format"}
+    if limits == {"pattern"}:
+        return str(names["pattern"])
+    if limits and limits <= {"minLength", "maxLength"}:
+        return f"^(?s:.{{{names.get('minLength', 0)},{names.get('maxLength', '')}}})$"
+    return None
+
+
+def _strings(schema: Any) -> list[str]:
+    """The values of an enumeration of strings; empty for any other schema."""
+    if not isinstance(schema, Mapping):
+        return []
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return values if all(isinstance(value, str) for value in values) else []
 
 
 def _discriminator(schema: Mapping[str, Any]) -> str:
-    """The property that tells the branches apart, as pydantic and OpenAPI name it."""
+    """The name of the property that distinguishes the branches, as pydantic and OpenAPI give it."""
     named = schema.get("discriminator")
-    return str(named.get("propertyName", "")) if isinstance(named, Mapping) else ""
+    return str(named["propertyName"]) if named else ""
 
 
 def _close(schema: dict[str, Any]) -> None:
-    """No properties but the named ones, where the schema leaves it open."""
-    named = schema.get("properties")
-    if (
-        named is not None
-        and not schema.keys() & {"additionalProperties", "patternProperties", "minProperties"}
-        and _required(schema) <= named.keys()
-    ):
+    """Allow only the named properties, if the schema leaves that open."""
+    if "additionalProperties" in schema:
+        return
+    named, required = schema.get("properties"), _required(schema)
+    if named is None:
+        closed = "patternProperties" in schema and not required
+    else:
+        closed = not schema.keys() & {"patternProperties", "minProperties"}
+    if closed and required <= (named or {}).keys():
         schema["additionalProperties"] = False
 
 
+def _types(schema: Mapping[str, Any], default: set[str]) -> set[str]:
+    named = schema.get("type")
+    return default if named is None else {named} if isinstance(named, str) else set(named)
+
+
 def _required(schema: Mapping[str, Any]) -> set[str]:
-    names = schema.get("required")
-    return {str(name) for name in names} if isinstance(names, list) else set()
+    return set(schema.get("required", ()))
 
 
 def _choices(schema: Any) -> list[str]:
-    """The values of an enumeration, as JSON; empty when it is none."""
+    """The values of an enumeration, as JSON; empty for any other schema."""
     if not isinstance(schema, Mapping):
         return []
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return [json.dumps(value) for value in values] if isinstance(values, list) else []
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return [json.dumps(value) for value in values]

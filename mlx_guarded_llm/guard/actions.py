@@ -1,4 +1,4 @@
-"""What the guard tells its owner to do. Plain values; the guard has no effects."""
+"""What the guard tells its owner to do. They are plain values; the guard has no effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import GuardedLLMError
 
 @dataclass(frozen=True)
 class Start:
-    """Hand this request to the engine; its model is resident and it has a place."""
+    """Hand this request to the engine. Its model is resident, and there is room for it."""
 
     request_id: str
     model: str
@@ -29,7 +29,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Fail:
-    """This request ended before the engine had it; tell its caller.
+    """This request ended and the engine does not have it. Tell its caller.
 
     Attributes:
         error: what its caller gets; None for a plain cancel.
@@ -45,7 +45,7 @@ class Load:
 
     Attributes:
         evict: idle models to unload first, in this order.
-        paused: generations to hold at a token boundary meanwhile.
+        paused: generations to pause at a token boundary meanwhile.
     """
 
     job_id: str
@@ -65,7 +65,7 @@ class Unload:
 
 @dataclass(frozen=True)
 class Run:
-    """Run the foreign function of this job, as exclusive work."""
+    """Run the user's function of this job, as exclusive work."""
 
     job_id: str
     paused: tuple[str, ...] = ()
@@ -73,11 +73,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Settle:
-    """This job is over for whoever waits for it.
+    """This job is over for a caller that waits for it.
 
     Attributes:
         error: why it failed; None when it succeeded or there was nothing to do.
-        ran: the engine did it (a load of a resident model has nothing to do).
+        ran: the engine did it; False if there was nothing to do, as for a load of a
+            resident model.
     """
 
     job_id: str

@@ -1,140 +1,212 @@
-"""The seed rule as a state machine: look at the generations, then load.
+"""The inputs of the guard: what its owner may tell it and ask it.
 
-Pure: no threads, no clock, no MLX. Every input takes `now` (seconds of one monotonic
-clock) and returns the actions its owner must carry out, in order. The owner makes one
-call at a time.
+No model loads while a generation is stepping. The guard decides when each may begin; its
+owner carries that out.
+
+The guard is pure: no threads, no clock, no MLX. Every input takes `now` (seconds of one
+monotonic clock) and returns the actions that the owner must carry out, in order. The owner
+makes one call at a time.
 
 Two kinds of work share one engine:
 
 - a *generation*: many may be active at once;
-- a *job* (load, unload, foreign work): exclusive, one at a time, first come first served.
+- a *job* (a load, an unload or a function of the user's): exclusive, one at a time, first
+  come first served.
 
-What may begin, and when, is in `rules`; how it is carried out in `book`, and after the
-death of an engine in `recovery`.
+An input is applied to the `state` by the `transitions`; then the `rules` begin whatever may
+begin.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ..errors import BackendClosed, GuardedLLMError, InvalidRequest
 from ..record.events import Event
-from .actions import Action, Fail, Settle
-from .limits import Limits, LoadDeadline
-from .reasons import describe, queue_full
-from .recovery import RecoveringBook
-from .room import Room, Unbounded
+from .actions import Action, Settle
+from .errors import describe, queue_full
+from .limits import GuardLimits, Priority
+from .memory_ledger import MemoryLedger, UnlimitedMemory
 from .rules import Rules
-from .state import JobState, ModelState, Timing
+from .state import JobState, ModelState, State, Status, Timing
+from .transitions import Transitions
 
 
 class Guard:
-    """Decides what may begin. See the module for the rules.
+    """Decides what may begin.
 
     Args:
-        load_wait: seconds a job waits for active generations before its deadline.
-        fairness_window: seconds during which a newcomer may pass what waits.
-        on_load_deadline: at the deadline "pause" the generations, or "raise"
-            `LoadDeferredTimeout` to whoever waits for the job.
-        max_queue: waiting requests at most, and pending jobs at most.
-        max_active: active generations of one model at most.
-        keep_alive: seconds after which an idle model is unloaded; None keeps it.
-        room: the memory ledger.
+        limits: how long work may wait, and how much is accepted.
+        ledger: counts memory; without one everything fits.
         emit: receives every event.
-
-    Raises:
-        ValueError: a time is negative, or a bound less than one.
+        lost: there is no engine yet; nothing begins until `back`.
     """
 
     def __init__(
         self,
+        limits: GuardLimits | None = None,
         *,
-        load_wait: float = 120.0,
-        fairness_window: float = 5.0,
-        on_load_deadline: LoadDeadline = "pause",
-        max_queue: int = 1024,
-        max_active: int = 32,
-        keep_alive: float | None = None,
-        room: Room | None = None,
+        ledger: MemoryLedger | None = None,
         emit: Callable[[Event], None] = lambda event: None,
+        lost: bool = False,
     ) -> None:
-        self._limits = Limits(
-            load_wait=load_wait,
-            fairness_window=fairness_window,
-            on_load_deadline=on_load_deadline,
-            max_queue=max_queue,
-            max_active=max_active,
-            keep_alive=keep_alive,
-        )
-        room = room or Unbounded()
-        self._book = RecoveringBook(room, emit)
-        self._rules = Rules(self._book, room, self._limits)
+        self._limits = limits or GuardLimits()
+        self._state = State(ledger or UnlimitedMemory())
+        self._transitions = Transitions(self._state, emit)
+        self._rules = Rules(self._state, self._transitions, self._limits, lost=lost)
 
     # ---- what the owner may ask --------------------------------------------------
 
     @property
     def may_step(self) -> bool:
         """Whether generations may be stepped: no job is running."""
-        return self._book.running is None
+        return self._state.running is None
 
     @property
     def quiet(self) -> bool:
-        """Nothing runs and nothing waits."""
-        return not (self._book.requests or self._book.jobs or self._book.running)
+        """Whether nothing runs and nothing waits."""
+        return not (self._state.requests or self._state.jobs or self._state.running)
+
+    def status(self, request_id: str) -> Status:
+        """The status of this request. One that the guard does not know has finished."""
+        request = self._state.requests.get(request_id)
+        return Status.FINISHED if request is None else request.status
+
+    def running(self) -> int:
+        """How many requests the engine has."""
+        return len(self._state.active)
+
+    def waiting(self, now: float) -> tuple[int, float]:
+        """How many requests have not started, or wait to go on, and the age of the oldest."""
+        ages = [
+            now - (r.interrupted_at if r.status is Status.INTERRUPTED else r.submitted_at)
+            for r in self._state.requests.values()
+            if not r.status.started
+        ]
+        return len(ages), max(ages, default=0.0)
+
+    def full(self) -> bool:
+        """Whether the next request would find no place in the queue."""
+        return self._state.queued_requests() >= self._limits.max_queue
 
     def models(self) -> list[ModelState]:
         """Every model that is resident or wanted. Read only."""
-        return list(self._book.models.values())
+        return list(self._state.models.values())
+
+    def stage(self, model: ModelState) -> str:
+        """How far it is: "queued", "deferred", "loading", "resident" or "unloading".
+
+        A load is deferred from when it first had to wait for something until it begins.
+        """
+        if model.resident:
+            return "unloading" if model.unload else "resident"
+        load = self._state.find(model.load)
+        if load is None or load.started_at is None:
+            return "queued" if load is None or load.deferred_at is None else "deferred"
+        return "loading"
 
     def has(self, model: str) -> bool:
         """Whether this model is resident, or a load of it is pending or running."""
-        state = self._book.models.get(model)
+        state = self._state.models.get(model)
         return state is not None and (state.resident or state.load is not None)
 
     def idle(self) -> list[str]:
-        """The models that `squeeze` would have leave now."""
-        return [model.name for model in self._book.idle()]
+        """The models that `evict_idle` would unload now."""
+        return [model.name for model in self._state.idle()]
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called, if no other input comes before.
 
-        Not before the last input, but perhaps at its very time: between two pauses
-        that `fairness_window=0` puts back to back the owner may step once.
+        It is never before the last input, but it may be the same time: with
+        `fairness_window=0` one pause may follow another at once, and the owner may step
+        once between them.
         """
-        due = min(self._rules.deadlines(), default=math.inf)
+        due = self._rules.next_deadline()
         return None if due == math.inf else due
+
+    def fork(self) -> tuple[Guard, State]:
+        """Another guard in the same state, and that state; see `forecast`.
+
+        It tells nobody what it does, has any number of places, and its requests no deadlines.
+        """
+        fork = Guard(replace(self._limits, max_queue=sys.maxsize), lost=self._rules.lost)
+        fork._rules.closed = self._rules.closed
+        fork._transitions.go_on_from(self._transitions)
+        fork._state.take_over(self._state)
+        return fork, fork._state
 
     # ---- inputs: requests --------------------------------------------------------
 
+    # From `submit` to its end a request has exactly one status; see `state.Status`.
+
     def submit(
-        self, now: float, request_id: str, model: str, *, expires: float | None = None
-    ) -> list[Action]:
-        """A request whose prompt is ready. It starts, waits or fails.
+        self,
+        now: float,
+        request_id: str,
+        model: str,
+        *,
+        expires: float | None = None,
+        priority: Priority = "interactive",
+    ) -> None:
+        """A new request. The files of its model are to be found.
 
         Raises:
             InvalidRequest: a request of this id has not ended yet.
+            BackendClosed: nothing more is accepted.
         """
-        book = self._at(now)
-        if request_id in book.requests:
+        state = self._at(now)
+        if request_id in state.requests:
             raise InvalidRequest(f"a request {request_id!r} is already under way.")
         if self._rules.closed:
-            return [Fail(request_id, BackendClosed("the backend is closed."))]
-        if book.queued_requests() >= self._limits.max_queue:
-            return [Fail(request_id, queue_full(self._limits.max_queue, "requests"))]
-        state = book.model(model)
-        request = book.accept(request_id, state, expires, self._rules.ahead(state))
-        self._rules.watch(request)
+            raise BackendClosed("the backend is closed.")
+        self._rules.watch(self._transitions.enter(request_id, model, expires, priority))
+
+    def fetched(self, request_id: str) -> None:
+        """The files of its model were found. Its prompt is to be prepared by an engine."""
+        request = self._state.requests.get(request_id)
+        if request is not None and request.status is Status.FETCHING:
+            request.become(Status.PREPARING)
+
+    def prepared(self, now: float, request_id: str, **details: object) -> list[Action]:
+        """The prompt of this request is ready. The request starts, waits or fails.
+
+        Args:
+            details: for the record.
+        """
+        state = self._at(now)
+        request = state.requests.get(request_id)
+        if request is None or request.status is not Status.PREPARING:
+            return self._rules.pump()
+        if state.queued_requests() >= self._limits.max_queue:
+            self._transitions.withdraw(
+                request, queue_full(self._limits.max_queue, "requests"), "queue full"
+            )
+        else:
+            self._transitions.accept(
+                request,
+                self._rules.ahead(self._transitions.model(request.model)),
+                delay=self._limits.batch_wait if request.priority == "batch" else 0.0,
+                details=details,
+            )
         return self._rules.pump()
+
+    def answered(self, request_id: str) -> None:
+        """This request needed only its preparation, so it ends without a turn."""
+        request = self._state.requests.get(request_id)
+        if request is not None and request.status is Status.PREPARING:
+            self._transitions.remove(request)
 
     def cancel(
         self, now: float, request_id: str, *, error: GuardedLLMError | None = None
     ) -> list[Action]:
-        """Take back a request, waiting or active. Ended ones are ignored."""
-        book = self._at(now)
-        request = book.requests.get(request_id)
+        """End a request, whatever its status. A finished one is ignored."""
+        state = self._at(now)
+        request = state.requests.get(request_id)
         if request is not None:
-            book.withdraw(request, error, cause="cancelled")
+            self._transitions.withdraw(request, error, cause="cancelled")
         return self._rules.pump()
 
     def ended(
@@ -146,13 +218,13 @@ class Guard:
         cause: str = "",
         **details: object,
     ) -> tuple[Timing, list[Action]]:
-        """The engine is done with an active request. Returns where its time went."""
-        book = self._at(now)
-        request = book.requests.get(request_id)
-        if request is None or request.started_at is None:
+        """The engine has finished a request. Returns where the time of the request went."""
+        state = self._at(now)
+        request = state.requests.get(request_id)
+        if request is None or not request.status.started:
             return Timing(), self._rules.pump()
-        book.end(request)
-        book.note(
+        self._transitions.end(request)
+        self._transitions.note(
             "request.failed" if error else "request.finished",
             model=request.model,
             request_id=request_id,
@@ -162,64 +234,72 @@ class Guard:
         return request.timing, self._rules.pump()
 
     def first_token(self, now: float, request_id: str, **details: object) -> None:
-        """For the record: the engine produced the first token of a request."""
-        book = self._at(now)
-        request = book.requests.get(request_id)
+        """Record that the engine produced the first token of a request."""
+        state = self._at(now)
+        request = state.requests.get(request_id)
         if request is not None:
-            book.note(
+            self._transitions.note(
                 "request.first_token", model=request.model, request_id=request_id, details=details
             )
 
     # ---- inputs: jobs ------------------------------------------------------------
-    # A `job_id` names one caller; each raises InvalidRequest for one that is in use.
+    # A `job_id` stands for one caller. An id that is in use raises InvalidRequest.
 
     def ask_load(self, now: float, job_id: str, model: str, *, pin: bool = False) -> list[Action]:
-        """Somebody wants `model` resident. `pin` keeps it from eviction."""
-        book = self._at(now)
+        """A caller wants `model` resident. `pin` keeps it from eviction."""
+        state = self._at(now)
         if not self._may_ask(job_id):
             return self._rules.pump()
-        state = book.model(model)
-        unload = book.pending(state.unload)
-        leaving = book.running is not None and model in book.running.leaving
+        wanted = self._transitions.model(model)
+        unload = state.pending(wanted.unload)
+        leaving = state.running is not None and model in state.running.leaving
         going = unload is not None and (unload.callers or unload.urgent)
-        if not state.resident or leaving or going:
-            book.want_load(state, None, cause="asked", caller=job_id, pin=pin)
+        if not wanted.resident or leaving or going:
+            self._transitions.want_load(wanted, None, cause="asked", caller=job_id, pin=pin)
             return self._rules.pump()
-        state.pinned = state.pinned or pin
-        state.last_used = now
+        wanted.pinned = wanted.pinned or pin
+        wanted.last_used = now
         if unload is not None:
-            book.drop(unload, cause="wanted again")
-        book.actions.append(Settle(job_id, ran=False))
+            self._transitions.drop(unload, cause="wanted again")
+        self._transitions.actions.append(Settle(job_id, ran=False))
         return self._rules.pump()
 
     def ask_unload(self, now: float, job_id: str, model: str) -> list[Action]:
-        """Somebody wants `model` out of memory. It leaves when it is idle."""
-        book = self._at(now)
+        """A caller wants `model` out of memory. It leaves when it is idle."""
+        self._at(now)
         if not self._may_ask(job_id):
             return self._rules.pump()
-        state = book.model(model)
-        if state.resident or state.load:
-            book.want_unload(state, cause="asked", caller=job_id)
+        unwanted = self._transitions.model(model)
+        if unwanted.resident or unwanted.load:
+            self._transitions.want_unload(unwanted, cause="asked", caller=job_id)
         else:
-            book.actions.append(Settle(job_id, ran=False))
-            book.forget(state)
+            self._transitions.actions.append(Settle(job_id, ran=False))
+            self._transitions.forget(unwanted)
+        return self._rules.pump()
+
+    def unpin(self, now: float, model: str) -> list[Action]:
+        """A model may be evicted again, and so may one that is being loaded to be pinned."""
+        state = self._at(now)
+        known = state.models.get(model)
+        if known is not None:
+            self._transitions.unpin(known)
         return self._rules.pump()
 
     def ask_run(self, now: float, job_id: str, label: str) -> list[Action]:
-        """Somebody wants to run foreign MLX code."""
-        book = self._at(now)
+        """A caller wants to run a function of its own under the guard."""
+        self._at(now)
         if self._may_ask(job_id):
-            book.want_run(label, job_id)
+            self._transitions.want_run(label, job_id)
         return self._rules.pump()
 
     def cancel_job(self, now: float, job_id: str) -> list[Action]:
-        """A caller waits for its job no longer. A running one goes on unwatched."""
-        book = self._at(now)
-        job = book.callers.pop(job_id, None)
+        """A caller no longer waits for its job. A running job goes on all the same."""
+        state = self._at(now)
+        job = state.callers.pop(job_id, None)
         if job is not None:
             del job.callers[job_id]
-            if job is not book.running and not book.wanted(job):
-                book.drop(job, cause="cancelled")
+            if job is not state.running and not state.wanted(job):
+                self._transitions.drop(job, cause="cancelled")
         return self._rules.pump()
 
     def job_ended(
@@ -232,24 +312,24 @@ class Guard:
         again: bool = False,
         **details: object,
     ) -> list[Action]:
-        """The engine is done with the running job.
+        """The engine has finished the running job.
 
         Args:
             error: why it failed.
-            left: the models that are out of memory now; None means all that were
-                to leave, or, after an error, those to be evicted.
-            again: it is a load that failed and is to be tried again, in its old place
-                and for all who wait for it. If none do, it has failed.
+            left: the models that are out of memory now. None means all that were
+                to leave or, after an error, those that were to be evicted first.
+            again: try this failed load again, in its old place, for everybody who
+                waits for it. If nobody does, it has failed.
         """
-        book = self._at(now)
-        job = book.running
+        state = self._at(now)
+        job = state.running
         if job is not None and job.id == job_id:
             if left is None:
                 left = job.evict if error else job.leaving
             if again and error is not None and self._tries_again(job):
-                book.put_back(job, describe(error), left)
+                self._transitions.put_back(job, describe(error), left)
             else:
-                book.finish(job, error, left, details)
+                self._transitions.finish(job, error, left, details)
         return self._rules.pump()
 
     # ---- inputs: the engine is lost, or its memory -----------------------------------
@@ -257,55 +337,58 @@ class Guard:
     def lost(
         self, now: float, cause: str, *, emitted: Mapping[str, int] | None = None
     ) -> list[Action]:
-        """The engine is gone with all it had. Nothing begins until `back`.
+        """The engine died, and all that it held is lost. Nothing begins until `back`.
 
-        Active requests wait again, and the models that are still wanted are to be
-        loaded again, all before anything else. A running load is tried again; foreign
-        work fails, as it must not run twice unasked. Requests that were told to stop
-        have ended. More deaths before `back` change nothing.
+        Active requests wait again, and models that are still wanted will be loaded
+        again, before anything else. A running load is tried again. A running function of
+        the user's fails, because it must not run twice unasked. Requests that were
+        stopping have ended. Further deaths before `back` change nothing.
 
         Args:
             cause: the death in one sentence, for the record and for errors.
-            emitted: tokens that requests have by now, for the record.
+            emitted: how many tokens each request has by now, for the record.
         """
-        book = self._at(now)
+        self._at(now)
         self._rules.lost = True
-        book.lose(cause, emitted or {}, reload=not self._rules.closed)
+        self._transitions.lose(cause, emitted or {}, reload=not self._rules.closed)
         return self._rules.pump()
 
-    def back(self, now: float) -> list[Action]:
-        """A new engine works: what waits may begin."""
-        self._at(now)
+    def back(self, now: float, ledger: MemoryLedger | None = None) -> list[Action]:
+        """An engine works: what waits may begin.
+
+        Args:
+            ledger: counts memory from now on. It may change only while nothing has begun.
+        """
+        state = self._at(now)
+        state.ledger = ledger or state.ledger
         self._rules.lost = False
         return self._rules.pump()
 
     def interrupted(
         self, now: float, request_id: str, cause: str, *, emitted: int | None = None
     ) -> list[Action]:
-        """The engine lost this active request only; it is to start again, before others.
+        """The engine lost this active request alone. It will start again before others.
 
         Args:
-            emitted: tokens that it has by now, for the record.
+            emitted: how many tokens it has by now, for the record.
         """
-        book = self._at(now)
-        request = book.requests.get(request_id)
-        if request is not None and request.started_at is not None:
-            book.interrupt(request, cause, emitted)
+        state = self._at(now)
+        request = state.requests.get(request_id)
+        if request is not None and request.status.started:
+            self._transitions.interrupt(request, cause, emitted)
         return self._rules.pump()
 
-    def squeeze(self, now: float, cause: str) -> list[Action]:
-        """MLX ran out of memory: the models of `idle` leave before anything else begins."""
-        book = self._at(now)
+    def evict_idle(self, now: float, cause: str) -> list[Action]:
+        """MLX ran out of memory: unload the models of `idle` before anything else begins."""
+        self._at(now)
         if not self._rules.closed:
-            book.squeeze(cause)
+            self._transitions.evict_idle(cause)
         return self._rules.pump()
 
     def refuse(self, now: float, model: str, error: GuardedLLMError) -> list[Action]:
-        """This model is not to be loaded: all that wait for it fail, a load of it too."""
-        book = self._at(now)
-        state = book.models.get(model)
-        if state is not None:
-            book.refuse(state, error)
+        """This model must not be loaded: its load and its requests fail, except running ones."""
+        self._at(now)
+        self._transitions.refuse(model, error)
         return self._rules.pump()
 
     # ---- inputs: time and the end ------------------------------------------------
@@ -316,34 +399,37 @@ class Guard:
         return self._rules.pump()
 
     def close(self, now: float, error: GuardedLLMError | None = None) -> list[Action]:
-        """Accept nothing more, take back what waits, stop what is active."""
-        book = self._at(now)
+        """Accept nothing more, end what waits, stop what is active."""
         self._rules.closed = True
-        error = error or BackendClosed("the backend was closed.")
-        for request in list(book.requests.values()):
-            book.withdraw(request, error, cause="closed")
-        while book.jobs:  # the newest first: none then gets what an older one left undone
-            book.drop(next(reversed(book.jobs.values())), cause="closed", error=error)
+        return self.end_all(now, error or BackendClosed("the backend was closed."), cause="closed")
+
+    def end_all(self, now: float, error: GuardedLLMError, *, cause: str = "") -> list[Action]:
+        """As `close`, but later requests and jobs are accepted."""
+        state = self._at(now)
+        for request in list(state.requests.values()):
+            self._transitions.withdraw(request, error, cause=cause)
+        while state.jobs:  # the newest first, so that none takes over from an older one
+            self._transitions.drop(next(reversed(state.jobs.values())), cause=cause, error=error)
         return self._rules.pump()
 
     # ---- small things ------------------------------------------------------------
 
-    def _at(self, now: float) -> RecoveringBook:
-        self._book.now = now
-        return self._book
+    def _at(self, now: float) -> State:
+        self._state.now = now
+        return self._state
 
     def _tries_again(self, job: JobState) -> bool:
-        return job.kind == "load" and not self._rules.closed and self._book.wanted(job)
+        return job.kind == "load" and not self._rules.closed and self._state.wanted(job)
 
     def _may_ask(self, job_id: str) -> bool:
-        book = self._book
-        if job_id in book.callers or book.find(job_id) is not None:
+        state = self._state
+        if job_id in state.callers or state.find(job_id) is not None:
             raise InvalidRequest(f"a job {job_id!r} is already under way.")
         error: GuardedLLMError | None = None
         if self._rules.closed:
             error = BackendClosed("the backend is closed.")
-        elif len(book.jobs) >= self._limits.max_queue:
+        elif len(state.jobs) >= self._limits.max_queue:
             error = queue_full(self._limits.max_queue, "jobs")
         if error is not None:
-            book.actions.append(Settle(job_id, error, ran=False))
+            self._transitions.actions.append(Settle(job_id, error, ran=False))
         return error is None

@@ -2,151 +2,153 @@
 
 The rules, followed in this order after every input (`pump`):
 
-1. While a job runs nothing begins, and its owner steps no generation.
-2. Requests that arrived before the oldest pending job start when there is room. The
-   oldest that lacks room has idle models unloaded, in its own place in the order.
+1. While a job runs nothing begins, and the guard's owner steps no generation.
+2. Requests that arrived before the oldest pending job start when there is memory. For the
+   oldest one that lacks memory, idle models are unloaded, in its own place in the order.
 3. The oldest pending job begins when no generation is active; or, at its deadline
    (`load_wait`), over the active ones: they pause at a token boundary and go on
    afterwards. An unload of a model that is generating lets the jobs behind it pass.
 4. Newcomers may pass what waits for `fairness_window` seconds, then queue behind it.
+   What is for a batch request counts as if it had arrived `batch_wait` seconds later.
 5. After a pause the generations get `fairness_window` seconds before the next one.
-6. What cannot begin although nothing runs never will: it is refused, with numbers.
+6. What cannot begin although nothing runs never will. It is refused, with the numbers.
 7. When nothing is active and nothing waits, models idle for `keep_alive` are unloaded.
 8. Without an engine nothing begins. The models that are still wanted come back before
-   everything else, then the requests that were cut off (see `recovery`).
-9. When MLX ran out of memory, idle models leave before anything else begins; for that the
-   generations pause without waiting for `load_wait`.
+   everything else, then the requests that were interrupted (see `transitions`).
+9. When MLX has run out of memory, idle models are unloaded before anything else begins.
+   Generations pause for it without waiting for `load_wait`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from .actions import Action
-from .book import Book
-from .expiries import Expiries
-from .limits import Limits
-from .reasons import deferred_too_long, timed_out
-from .room import Room
-from .state import JobState, ModelState, Pairs, RequestState
+from .deadlines import Deadlines
+from .errors import deferred_too_long, timed_out
+from .limits import GuardLimits
+from .state import END, JobState, ModelState, Pairs, Place, RequestState, State
+from .transitions import Transitions
 
 
 class Rules:
-    """Decides; the book carries out.
+    """Looks at the state and decides; the transitions carry a decision out.
 
     Attributes:
-        closed: nothing new comes; idle models are left to whoever closed.
+        closed: nothing new is accepted; whoever closed the guard unloads idle models.
         lost: there is no engine now.
     """
 
-    def __init__(self, book: Book, room: Room, limits: Limits) -> None:
-        self._book = book
-        self._room = room
+    def __init__(
+        self, state: State, transitions: Transitions, limits: GuardLimits, *, lost: bool = False
+    ) -> None:
+        self._state = state
+        self._transitions = transitions
         self._limits = limits
-        self._expiries = Expiries(book.requests)
-        self._timed: JobState | None = None  # the job that only time lets begin
+        self._deadlines = Deadlines(state.requests)
+        self._timed: JobState | None = None  # the job that waits for its deadline only
         self.closed = False
-        self.lost = False
+        self.lost = lost
 
     def watch(self, request: RequestState) -> None:
-        """End this request when its own deadline passes."""
-        self._expiries.add(request)
+        """End this request if its own deadline passes."""
+        self._deadlines.add(request)
 
     def pump(self) -> list[Action]:
-        """Begin what may begin now. Returns all that is to be done."""
-        book = self._book
-        while (request := self._expiries.take(book.now)) is not None:
-            book.withdraw(request, timed_out(request, book.now), cause="timeout")
+        """Begin whatever may begin now. Returns the actions to carry out."""
+        state = self._state
+        while (request := self._deadlines.take(state.now)) is not None:
+            self._transitions.withdraw(
+                request, timed_out(request, state.now, lost=self.lost), cause="timeout"
+            )
         if not self.lost:
             self._begin()
             self._note_deferred()
-        actions, book.actions = book.actions, []
-        return actions
+        return self._transitions.take_actions()
 
     def _begin(self) -> None:
-        book = self._book
-        while book.running is None and (
+        state = self._state
+        while state.running is None and (
             self._start_older() or self._begin_job() or self._start_newcomer() or self._retire()
         ):
             pass
-        if book.running is None:
-            book.resume(self._limits.fairness_window)
+        if state.running is None:
+            self._transitions.resume(self._limits.fairness_window)
 
     def _start_older(self) -> bool:
         """Rule 2. Whether a request started, or was refused."""
-        head = self._book.head()
-        return self._start_first(head.order if head else math.inf, may_evict=True)
+        head = self._state.head()
+        return self._start_first(head.place if head else END, may_evict=True)
 
     def _start_newcomer(self) -> bool:
         """Rule 4. Whether a request started."""
-        head = self._book.head()
+        head = self._state.head()
         if head is None or self._holds(head):
             return False
-        return self._start_first(math.inf, may_evict=False)
+        return self._start_first(END, may_evict=False)
 
-    def _start_first(self, before: float, *, may_evict: bool) -> bool:
-        book = self._book
+    def _start_first(self, before: Place, *, may_evict: bool) -> bool:
+        state = self._state
         for request in self._startable():
-            if request.order > before:
+            if request.place > before:
                 return False
-            if self._room.plan_start(request.id, request.model, ()) == ():
-                book.start(request)
+            if state.ledger.plan_start(request.id, request.model, ()) == ():
+                self._transitions.start(request)
                 return True
-            idle = book.evictable(request.model, request.order)
-            evict = self._room.plan_start(request.id, request.model, idle)
-            if may_evict and evict is None and not book.active:
-                refusal = self._room.refusal(request.model, idle, request.id)
-                book.withdraw(request, refusal, cause="memory")
+            idle = state.evictable(request.model, request.place)
+            evict = state.ledger.plan_start(request.id, request.model, idle)
+            if may_evict and evict is None and not state.active:
+                refusal = state.ledger.refusal(request.model, idle, request.id)
+                self._transitions.withdraw(request, refusal, cause="memory")
                 return True
             if may_evict:
-                book.make_room(request, evict or ())
+                self._transitions.make_room(request, evict or ())
                 may_evict = False  # for the oldest only
-            if self._passed(request.asked_at):
+            if self._passed(request.arrival):
                 return False
         return False
 
     def _startable(self) -> list[RequestState]:
         """The oldest waiting request of each resident model with a place, oldest first."""
-        book, firsts = self._book, []
-        for model in book.residents.values():
+        state, firsts = self._state, []
+        for model in state.residents.values():
             if model.waiting and len(model.active) < self._limits.max_active:
-                first = book.first(model)
+                first = state.first(model)
                 if model.unload is None or self._passes(first, model.unload):
                     firsts.append(first)
         if len(firsts) > 1:
-            firsts.sort(key=lambda request: request.order)
+            firsts.sort(key=lambda request: request.place)
         return firsts
 
     def _passes(self, request: RequestState, unload: str) -> bool:
-        """It may start before this unload of its model."""
-        job = self._book.pending(unload)
-        return job is None or request.order < job.order or not self._holds(job)
+        """Whether this request may start before this unload of its model."""
+        job = self._state.pending(unload)
+        return job is None or request.place < job.place or not self._holds(job)
 
     def _begin_job(self) -> bool:
         """Rules 3, 5 and 6. Whether a job began or gave up."""
-        book = self._book
+        state = self._state
         self._timed = None
-        job = book.head()
-        if book.active and self._limits.on_load_deadline == "raise":
+        job = state.head()
+        if state.active and self._limits.on_load_deadline == "raise":
             self._timed = self._first_due()
-            if self._timed is not None and book.now >= self._deadline(self._timed):
-                error = deferred_too_long(self._timed, book.now, book.holders())
-                book.drop(self._timed, cause="load_wait", error=error)
+            if self._timed is not None and state.now >= self._deadline(self._timed):
+                error = deferred_too_long(self._timed, state.now, state.holders())
+                self._transitions.drop(self._timed, cause="load_wait", error=error)
                 return True
             if job is not None:
                 self._defer(job, "generations")
             return False
         if job is None:
             return False
-        if book.active and not self._may_pause(job):
+        if state.active and not self._may_pause(job):
             self._timed = job
             self._defer(job, "generations")
             return False
         evict = self._plan(job)
         if evict is not None:
-            book.begin(job, evict)
-        elif book.active:
+            self._transitions.begin(job, evict)
+        elif state.active:
             self._defer(job, "memory")
             return False
         else:
@@ -154,9 +156,9 @@ class Rules:
         return True
 
     def _first_due(self) -> JobState | None:
-        """The pending job with the first deadline: the oldest, or one put before it."""
+        """The pending job with the first deadline: the oldest, or one that was put before it."""
         found = None
-        for job in self._book.jobs.values():
+        for job in self._state.jobs.values():
             if found is None or self._deadline(job) < self._deadline(found):
                 found = job
             if not job.urgent:
@@ -165,38 +167,40 @@ class Rules:
 
     def _may_pause(self, job: JobState) -> bool:
         """Rules 3, 5 and 9; but one pause serves every job that was due when it began."""
-        if self._book.paused:
-            return job.urgent or self._deadline(job) <= self._book.pause_began
-        return self._book.now >= max(self._deadline(job), self._book.next_pause)
+        if self._state.paused:
+            return job.urgent or self._deadline(job) <= self._state.pause_began
+        return self._state.now >= max(self._deadline(job), self._state.next_pause)
 
     def _plan(self, job: JobState) -> tuple[str, ...] | None:
-        """What to evict for it; None when there is no room now."""
+        """What to evict for this job; None when it does not fit now."""
         if job.kind != "load":
             return ()
-        first = next(iter(self._book.models[job.model].waiting), None)
+        first = next(iter(self._state.models[job.model].waiting), None)
         if job.recovers:
-            first = None  # it comes back to where it was, and the first waits as it did
-        return self._room.plan_load(job.model, self._book.evictable(job.model, job.order), first)
+            first = None  # only the model comes back; its first request waits as before
+        return self._state.ledger.plan_load(
+            job.model, self._state.evictable(job.model, job.place), first
+        )
 
     def _refuse(self, job: JobState) -> None:
-        """Refuse the first request for the load, or, as there is no other, the load."""
-        book = self._book
-        waiting = book.models[job.model].waiting
+        """Refuse the first request that wants this load; if it is the only one, the load."""
+        state = self._state
+        waiting = state.models[job.model].waiting
         first = next(iter(waiting), None)
-        refusal = self._room.refusal(job.model, book.evictable(job.model, job.order), first)
+        refusal = state.ledger.refusal(job.model, state.evictable(job.model, job.place), first)
         if first is not None and (job.callers or len(waiting) > 1):
-            book.withdraw(book.requests[first], refusal, cause="memory")
+            self._transitions.withdraw(state.requests[first], refusal, cause="memory")
         else:
-            book.drop(job, cause="memory", error=refusal)
+            self._transitions.drop(job, cause="memory", error=refusal)
 
     def _retire(self) -> bool:
         """Rule 7. Whether an unload is wanted now."""
-        book = self._book
-        if book.active or self.closed or self._limits.keep_alive is None:
+        state = self._state
+        if state.active or self.closed or self._limits.keep_alive is None:
             return False
-        idle = next((m for m in book.residents.values() if self._retires(m) <= book.now), None)
+        idle = next((m for m in state.residents.values() if self._retires(m) <= state.now), None)
         if idle is not None:
-            book.want_unload(idle, cause="keep_alive")
+            self._transitions.want_unload(idle, cause="keep_alive")
         return idle is not None
 
     def _retires(self, model: ModelState) -> float:
@@ -206,11 +210,11 @@ class Rules:
         return model.last_used + self._limits.keep_alive
 
     def ahead(self, model: ModelState) -> Pairs:
-        """What a newcomer to a resident model would wait for, as far as is known now."""
-        book = self._book
-        if book.running is not None:
-            return ((book.running.id, book.running.model),)
-        for job in (book.head(), book.pending(model.unload)):
+        """What a newcomer to this model would wait for, as far as is known now."""
+        state = self._state
+        if state.running is not None:
+            return ((state.running.id, state.running.model),)
+        for job in (state.head(), state.pending(model.unload)):
             if job is not None and self._holds(job):
                 return ((job.id, job.model),)
         if len(model.active) < self._limits.max_active:
@@ -220,46 +224,45 @@ class Rules:
     def _defer(self, job: JobState, cause: str) -> None:
         """Record that the oldest job waits for the active generations."""
         if cause not in job.deferrals:
-            self._book.defer(job, cause, self._book.holders())
+            self._transitions.defer(job, cause, self._state.holders())
 
     def _note_deferred(self) -> None:
-        """Record of new jobs that did not begin what they wait for."""
-        book = self._book
-        for job in book.fresh:
-            ahead = book.running or book.head()
-            if book.jobs.get(job.id) is not job or job.deferred_at is not None:
+        """Record what new jobs that have not begun are waiting for."""
+        state = self._state
+        for job in state.fresh:
+            ahead = state.running or state.head()
+            if state.jobs.get(job.id) is not job or job.deferred_at is not None:
                 continue
-            if ahead is None or book.busy(job):
-                book.defer(job, "busy", book.holders(book.models[job.model].active))
+            if ahead is None or state.busy(job):
+                self._transitions.defer(job, "busy", state.holders(state.models[job.model].active))
             else:
-                book.defer(job, f"behind a {ahead.kind}", ((ahead.id, ahead.model),))
-        book.fresh.clear()
+                self._transitions.defer(job, f"behind a {ahead.kind}", ((ahead.id, ahead.model),))
+        state.fresh.clear()
 
     # ---- time --------------------------------------------------------------------
 
-    def deadlines(self) -> Iterator[float]:
-        """When something may begin or end by time alone."""
-        book = self._book
-        expiry = self._expiries.next()
-        if expiry is not None:
-            yield expiry
-        if self.lost:
-            return
-        if book.running is None and self._timed is not None:
-            yield max(self._deadline(self._timed), book.next_pause)
-        if book.running is None and not (book.active or self.closed):
-            yield from map(self._retires, book.residents.values())
+    def next_deadline(self) -> float:
+        """When something may begin or end without any other input; infinite if nothing may."""
+        state = self._state
+        due = self._deadlines.next()
+        if self.lost or state.running is not None:
+            return due
+        if self._timed is not None:
+            due = min(due, max(self._deadline(self._timed), state.next_pause))
+        if not (state.active or self.closed):
+            due = min(due, *map(self._retires, state.residents.values()), math.inf)
+        return due
 
     def _deadline(self, job: JobState) -> float:
-        """When it waits for generations no longer."""
+        """When this job stops waiting for generations."""
         if job.urgent and self._limits.on_load_deadline == "pause":
-            return job.asked_at
-        return job.asked_at + self._limits.load_wait
+            return job.arrival
+        return job.arrival + self._limits.load_wait
 
     def _holds(self, job: JobState) -> bool:
-        """Newcomers may not pass it, or not any more."""
-        return job.urgent or self._passed(job.asked_at)
+        """Whether newcomers may no longer pass this job."""
+        return job.urgent or self._passed(job.arrival)
 
-    def _passed(self, asked_at: float) -> bool:
-        """What was asked then has been passed by newcomers for long enough."""
-        return self._book.now >= asked_at + self._limits.fairness_window
+    def _passed(self, arrival: float) -> bool:
+        """Whether what arrived then has let newcomers pass for long enough."""
+        return self._state.now >= arrival + self._limits.fairness_window

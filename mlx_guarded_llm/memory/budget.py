@@ -10,7 +10,7 @@ from typing import Any
 CPU_SHARE = 0.6
 GPU_SHARE = 0.9
 
-# A container's limit, what it has used of it, and where its file cache is listed.
+# The files with the limit of a container, with what it uses of that, and with its file cache.
 _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -25,8 +25,8 @@ EMBED_STEP = {"cpu": 128, "gpu": 2048}  # larger ones are no faster on a CPU
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the models of a backend have to live with.
+class MemoryLimits:
+    """The memory limits of a backend.
 
     Attributes:
         budget_bytes: for all of them together.
@@ -47,8 +47,8 @@ def limits(
     budget_bytes: int | None = None,
     prefix_cache_bytes: int | None = None,
     prefill_step_size: int | None = None,
-) -> Limits:
-    """What the user set, and the defaults of the device for the rest.
+) -> MemoryLimits:
+    """The limits that the user set, with the defaults of the device for the others.
 
     Args:
         device_info: what `mx.device_info()` returned, and "device": "cpu" or "gpu".
@@ -61,7 +61,7 @@ def limits(
         prefix_cache_bytes = min(int(budget * PREFIX_SHARE), PREFIX_LIMIT)
     device = device_info["device"]
     step = prefill_step_size or PREFILL_STEP[device]
-    return Limits(budget, prefix_cache_bytes, step, min(step, EMBED_STEP[device]))
+    return MemoryLimits(budget, prefix_cache_bytes, step, min(step, EMBED_STEP[device]))
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:
@@ -83,7 +83,7 @@ def default_budget(device_info: Mapping[str, Any]) -> int:
 
 
 def available_ram() -> int:
-    """Bytes of RAM this process may still take."""
+    """How many bytes of RAM this process may still take."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
@@ -91,7 +91,7 @@ def available_ram() -> int:
         limit = _read_number(_CGROUP_ROOT / limit_file)
         if limit is not None:
             used = _read_number(_CGROUP_ROOT / usage_file) or 0
-            # File cache out of recent use counts as used, but is given back at need.
+            # The inactive file cache counts as used, but is freed when it is needed.
             used -= min(used, _inactive_file(_CGROUP_ROOT / stat_file))
             available = min(available, max(0, limit - used))
     return available

@@ -1,9 +1,10 @@
-"""What models were measured to take, kept between runs in one JSON file."""
+"""The measured sizes of models, kept between runs in one JSON file."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ..jsonfile import read_json, write_json
@@ -14,7 +15,7 @@ _KEYS = ("weight_bytes", "peak_bytes")
 
 
 class Corrections:
-    """Measured sizes by the fingerprint of a model; they replace predictions.
+    """Measured sizes, by the fingerprint of a model. They replace predictions.
 
     A file that is missing, broken or not writable only means predictions stay as
     they are. Writes are atomic; of two processes that write at once the later one
@@ -22,17 +23,22 @@ class Corrections:
 
     Args:
         path: the file; its folder is made when something is recorded.
+        write: has a function run that writes the file, soon; at once if not given.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, write: Callable[[Callable[[], None]], None] = lambda work: work()
+    ) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._write = write
+        self._lock = threading.Lock()  # of the entries
+        self._saving = threading.Lock()  # of the file
         self._entries = _read(path)
 
     def record(
         self, fingerprint: str, *, weight_bytes: int | None = None, peak_bytes: int | None = None
     ) -> None:
-        """Remembers a measurement.
+        """Record a measurement.
 
         Args:
             fingerprint: of the model (`ModelFiles.fingerprint`).
@@ -42,19 +48,29 @@ class Corrections:
                 largest measurement counts.
         """
         with self._lock:
-            # Other processes write here too: what they learned is kept.
-            entries = {**self._entries, **_read(self._path)}
-            entry = dict(entries.pop(fingerprint, {}))
+            entry = dict(self._entries.pop(fingerprint, {}))
             before = dict(entry)
             if weight_bytes is not None and weight_bytes > 0:
                 entry["weight_bytes"] = weight_bytes
             if peak_bytes is not None and peak_bytes > 0:
                 entry["peak_bytes"] = max(peak_bytes, entry.get("peak_bytes", 0))
-            # The newest entries are last and outlive the bound.
-            entries[fingerprint] = entry
-            self._entries = dict(list(entries.items())[-_MAX_ENTRIES:])
-            if entry != before:
-                write_json(self._path, self._entries)
+            self._entries[fingerprint] = entry
+        if entry != before:
+            self._write(self._save)
+
+    def _save(self) -> None:
+        with self._saving:
+            stored = _read(self._path)
+            with self._lock:
+                # Other processes write here too, and their entries are kept. The newest entries
+                # are last, and are the last to be dropped.
+                for fingerprint, entry in self._entries.items():
+                    peak = stored.pop(fingerprint, {}).get("peak_bytes", 0)
+                    if peak > entry.get("peak_bytes", 0):
+                        entry["peak_bytes"] = peak
+                self._entries = dict([*stored.items(), *self._entries.items()][-_MAX_ENTRIES:])
+                entries = {name: dict(entry) for name, entry in self._entries.items()}
+            write_json(self._path, entries)
 
     def apply(self, fingerprint: str, footprint: Footprint) -> Footprint:
         """The footprint with measured weights, and at least the measured peak."""

@@ -1,6 +1,6 @@
-"""The memory ledger: what is promised to whom, counted before a byte is read.
+"""The memory ledger: which model and request has reserved how much, before a byte is read.
 
-Pure book-keeping in bytes; the guard asks it (`guard.Room`) and nothing waits here.
+Pure book-keeping in bytes; the guard asks it (`guard.MemoryLedger`) and nothing waits here.
 
     used = weights of every model that is resident or loading
          + KV caches of every running request, padded as its batch pads them
@@ -10,6 +10,7 @@ Pure book-keeping in bytes; the guard asks it (`guard.Room`) and nothing waits h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,17 +23,17 @@ GIB = 1024**3
 
 
 class _Account:
-    """One model's side of the ledger.
+    """The account of one model.
 
     Args:
         footprint: how large it is.
-        chunk: tokens of one prefill chunk.
+        chunk: how many tokens a prefill chunk has.
 
     Attributes:
-        wanted: tokens of the requests that wait for it.
-        running: tokens of the requests that hold a KV cache.
-        held: bytes of its weights and of these KV caches.
-        step: bytes that a step of it takes beyond that, at most.
+        wanted: tokens of each request that waits for the model.
+        running: tokens of each request that has a KV cache.
+        held: bytes of the weights and of these KV caches.
+        step: the most bytes that a step takes in addition.
     """
 
     def __init__(self, footprint: Footprint, chunk: int) -> None:
@@ -42,13 +43,19 @@ class _Account:
         self.measure(footprint)
 
     def measure(self, footprint: Footprint) -> None:
-        """It is as large as that."""
+        """Set or correct the footprint of the model."""
         self.footprint = footprint
         self._prefill = footprint.prefill_bytes(self._chunk)
         self.count()
 
+    def copy(self) -> _Account:
+        """Another one with the same entries."""
+        other = copy.copy(self)
+        other.wanted, other.running = dict(self.wanted), dict(self.running)
+        return other
+
     def count(self) -> None:
-        """Sum up again what the running requests take."""
+        """Recompute what the running requests take."""
         self._longest = max(self.running.values()) if self.running else 0
         self.held, self.step = self._bytes(len(self.running), self._longest)
 
@@ -57,7 +64,7 @@ class _Account:
         return self._bytes(len(self.running) + 1, max(self._longest, tokens))
 
     def _bytes(self, requests: int, longest: int) -> tuple[int, int]:
-        """`held` and `step` with so many KV caches, padded to the longest."""
+        """`held` and `step` with this many KV caches, padded to the longest."""
         footprint, held, step = self.footprint, self.footprint.weight_bytes, self._prefill
         if requests:
             held += requests * (footprint.kv_bytes(longest) + footprint.state_bytes)
@@ -67,12 +74,12 @@ class _Account:
 
 
 class Ledger:
-    """Promises memory to models and requests, within a budget.
+    """Reserves memory for models and requests, within a budget.
 
     Args:
-        budget_bytes: all there is.
-        prefix_cache_bytes: the bound of the prefix cache, promised from the start.
-        prefill_tokens: tokens of one prefill chunk.
+        budget_bytes: the total.
+        prefix_cache_bytes: the limit of the prefix cache, reserved from the start.
+        prefill_tokens: how many tokens a prefill chunk has.
     """
 
     def __init__(
@@ -85,10 +92,19 @@ class Ledger:
         self._loaded: dict[str, _Account] = {}  # resident or loading
         self._running: dict[str, _Account] = {}  # by request
 
-    # ---- what the backend tells it -----------------------------------------------
+    def copy(self) -> Ledger:
+        """See `guard.MemoryLedger.copy`."""
+        copied = {id(account): account.copy() for account in self._accounts.values()}
+        other = copy.copy(self)
+        for name in ("_accounts", "_loaded", "_running"):
+            entries = getattr(self, name).items()
+            setattr(other, name, {key: copied[id(account)] for key, account in entries})
+        return other
+
+    # ---- called by the backend -----------------------------------------------
 
     def know_model(self, model: str, footprint: Footprint) -> None:
-        """Say how large a model is, or correct it by what was measured."""
+        """Set the footprint of a model, or correct it by what was measured."""
         account = self._accounts.get(model)
         if account is None:
             self._accounts[model] = _Account(footprint, self._prefill_tokens)
@@ -96,12 +112,12 @@ class Ledger:
             account.measure(footprint)
 
     def know_request(self, request_id: str, model: str, tokens: int) -> None:
-        """Say how many tokens (prompt and answer) a waiting request may need.
+        """Set how many tokens (prompt and answer) a waiting request may need.
 
-        Of a request for vectors it is the tokens of its longest text.
+        For a request for vectors these are the tokens of its longest text.
 
         Raises:
-            MemoryRefused: it would not fit even with every other model evicted.
+            MemoryRefused: it would not fit even if every other model were evicted.
         """
         needed = self.needed_bytes(model, tokens)
         if needed > self.budget_bytes:
@@ -109,13 +125,13 @@ class Ledger:
         self._accounts[model].wanted[request_id] = tokens
 
     def forget_request(self, request_id: str, model: str) -> None:
-        """A request ended before it started."""
+        """Forget a request that ended before it started."""
         account = self._accounts.get(model)
         if account is not None:
             account.wanted.pop(request_id, None)
 
     def check_model(self, model: str) -> None:
-        """Refuse a model that cannot fit even alone.
+        """Refuse a model that does not even fit alone.
 
         Raises:
             MemoryRefused: with the numbers.
@@ -125,61 +141,61 @@ class Ledger:
             raise self._refused(model, needed)
 
     def needed_bytes(self, model: str, tokens: int | None = None) -> int:
-        """What it takes to have a model alone in memory, with one request or none.
+        """The bytes needed for a model alone in memory, with one request or none.
 
         Args:
-            tokens: prompt and answer of that request.
+            tokens: of the prompt and answer of that request.
         """
         alone = _Account(self._accounts[model].footprint, self._prefill_tokens)
         return self._used({}, alone, tokens)
 
     @property
     def used_bytes(self) -> int:
-        """Everything promised now."""
+        """Everything that is reserved now."""
         return self._used(self._loaded)
 
     def model_bytes(self, model: str) -> int:
-        """Weights and KV caches promised to one model now."""
+        """What is reserved now for the weights and KV caches of one model."""
         account = self._loaded.get(model)
         return 0 if account is None else account.held
 
-    # ---- what the guard asks (guard.Room) ----------------------------------------
+    # ---- what the guard asks (guard.MemoryLedger) ----------------------------------------
 
     def plan_load(
         self, model: str, idle: Sequence[str], request_id: str | None = None
     ) -> tuple[str, ...] | None:
-        """See `guard.Room.plan_load`."""
+        """See `guard.MemoryLedger.plan_load`."""
         return self._plan(model, idle, self._tokens(model, request_id))
 
     def plan_start(
         self, request_id: str, model: str, idle: Sequence[str]
     ) -> tuple[str, ...] | None:
-        """See `guard.Room.plan_start`."""
+        """See `guard.MemoryLedger.plan_start`."""
         return self._plan(model, idle, self._tokens(model, request_id))
 
     def reserve_load(self, model: str) -> None:
-        """See `guard.Room.reserve_load`."""
+        """See `guard.MemoryLedger.reserve_load`."""
         self._loaded[model] = self._accounts[model]
 
     def release_model(self, model: str) -> None:
-        """See `guard.Room.release_model`."""
+        """See `guard.MemoryLedger.release_model`."""
         self._loaded.pop(model, None)
 
     def reserve_start(self, request_id: str, model: str) -> None:
-        """See `guard.Room.reserve_start`."""
+        """See `guard.MemoryLedger.reserve_start`."""
         account = self._running[request_id] = self._accounts[model]
         account.running[request_id] = account.wanted.pop(request_id, 0)
         account.count()
 
     def release_start(self, request_id: str) -> None:
-        """See `guard.Room.release_start`."""
+        """See `guard.MemoryLedger.release_start`."""
         account = self._running.pop(request_id, None)
         if account is not None:
             del account.running[request_id]
             account.count()
 
     def retract_start(self, request_id: str) -> None:
-        """See `guard.Room.retract_start`."""
+        """See `guard.MemoryLedger.retract_start`."""
         account = self._running.pop(request_id)
         account.wanted[request_id] = account.running.pop(request_id)
         account.count()
@@ -187,7 +203,7 @@ class Ledger:
     def refusal(
         self, model: str, idle: Sequence[str], request_id: str | None = None
     ) -> MemoryRefused:
-        """See `guard.Room.refusal`."""
+        """See `guard.MemoryLedger.refusal`."""
         others = self._others(model, idle)
         tokens = self._tokens(model, request_id)
         what = model if tokens is None else f"{model} with {tokens} tokens of context"
@@ -198,17 +214,17 @@ class Ledger:
     # ---- sums --------------------------------------------------------------------
 
     def _tokens(self, model: str, request_id: str | None) -> int | None:
-        """What a waiting request wants; None for no request."""
+        """The tokens that a waiting request needs; None without a request."""
         if request_id is None:
             return None
         return self._accounts[model].wanted.get(request_id, 0)
 
     def _others(self, model: str, evicted: Sequence[str]) -> dict[str, _Account]:
-        """Every loaded model but this one and the evicted."""
+        """Every loaded model except this one and the evicted ones."""
         return {n: a for n, a in self._loaded.items() if n != model and n not in evicted}
 
     def _plan(self, model: str, idle: Sequence[str], tokens: int | None) -> tuple[str, ...] | None:
-        """The least recently used of `idle`, as many as it takes, but none in vain."""
+        """The least recently used of `idle`, as many as necessary and no more."""
         if self._fits(model, tokens, ()):
             return ()
         counts = range(1, len(idle) + 1)
@@ -232,7 +248,7 @@ class Ledger:
         candidate: _Account | None = None,
         tokens: int | None = None,
     ) -> int:
-        """All that these models take, with a candidate that is not among them."""
+        """What these models take together, with a candidate that is not among them."""
         held, step = 0, 0
         if candidate is not None and tokens is not None:
             held, step = candidate.beside(tokens)

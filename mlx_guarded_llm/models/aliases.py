@@ -3,7 +3,7 @@
 The file holds one table for each name; relative folders count from the file:
 
     [my-phi]
-    model = "mlx-community/Phi-3-mini-4k-instruct-4bit"   # or a folder, or an embedded name
+    model = "mlx-community/Phi-3-mini-4k-instruct-4bit"   # or a folder, or a built-in name
     revision = "main"
     adapter_path = "~/adapters/legal"
     kv_bits = 8
@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..json_values import plain_scalar, shown
 from .spec import Task
 
 KV_BITS = (2, 4, 8)  # what mlx_lm's QuantizedKVCache packs without a remainder
 KV_GROUP_SIZES = (32, 64, 128)
+_MAX_WINDOW = 2**31 - 1  # tokens
+_MAX_TEXT = 4096  # no path and no branch is longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Alias:
     """What a short name stands for; the options are those of `ModelSpec`.
 
     Attributes:
-        model: "org/repo", a folder, or the name of an embedded model.
+        model: "org/repo", a folder, or the name of a built-in model.
         source: the file that defines it, or None for a built-in one.
     """
 
@@ -71,7 +74,7 @@ BUILT_IN: Mapping[str, Alias] = {
 
 
 def read_aliases(path: Path, *, required: bool) -> dict[str, Alias]:
-    """Reads the aliases of a TOML file.
+    """Read the aliases in a TOML file.
 
     Args:
         path: the file.
@@ -108,7 +111,7 @@ def _alias(name: str, table: object, path: Path) -> Alias:
     model = options.pop("model", None)
     if not isinstance(model, str) or not model:
         raise InvalidRequest(
-            f"{where} has no model.", hint='Give model = "org/repo", a folder or an embedded name.'
+            f"{where} has no model.", hint='Give model = "org/repo", a folder or a built-in name.'
         )
     return Alias(model=model, source=path, **check_options(options, base=path.parent, where=where))
 
@@ -116,11 +119,11 @@ def _alias(name: str, table: object, path: Path) -> Alias:
 def check_options(
     options: Mapping[str, object], *, base: Path | None = None, where: str = "the model"
 ) -> dict[str, Any]:
-    """Checks the options of a model and makes paths absolute.
+    """Check the options of a model and make paths absolute.
 
     Args:
         options: by name, as the caller gave them.
-        base: the folder that relative paths count from; None is the current one.
+        base: the folder for relative paths; None for the current one.
         where: begins the message of an error.
 
     Raises:
@@ -133,10 +136,11 @@ def check_options(
             near = difflib.get_close_matches(name, _CHECKS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known options: {', '.join(_CHECKS)}."
             raise InvalidRequest(f"{where}: unknown option {name!r}.", hint=hint)
-        wanted = check(value)
+        plain = plain_scalar(value, name)
+        wanted = check(plain)
         if wanted:
-            raise InvalidRequest(f"{where}: {name} is {value!r}; it must be {wanted}.")
-        checked[name] = value
+            raise InvalidRequest(f"{where}: {name} is {shown(plain)}; it must be {wanted}.")
+        checked[name] = plain
     if checked.get("adapter_path") is not None:
         checked["adapter_path"] = str(absolute(checked["adapter_path"], base))
     if checked.get("kv_group_size", 0) is None:
@@ -145,12 +149,23 @@ def check_options(
 
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
-    """The path with `~` expanded, counted from `base` or the current folder."""
+    """The absolute path, with `~` expanded, relative to `base` or the current folder.
+
+    Raises:
+        InvalidRequest: it is relative to the current folder, which was removed.
+    """
     try:
         expanded = Path(path).expanduser()
-    except RuntimeError:  # the home of a user there is not
+    except RuntimeError:  # the home of a user who does not exist
         expanded = Path(path)
-    return ((base or Path.cwd()) / expanded).absolute()
+    full = (base or Path()) / expanded  # `base` does not matter to an absolute path
+    try:
+        return full.absolute()
+    except FileNotFoundError:
+        raise InvalidRequest(
+            f"{path} cannot be found: the working folder has been removed.",
+            hint="Give the whole path, or change to another folder first.",
+        ) from None
 
 
 def _whole(value: object) -> bool:
@@ -158,8 +173,8 @@ def _whole(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    fine = value is None or (isinstance(value, str) and value and "\0" not in value)
-    return "" if fine else "a non-empty string"
+    text = isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and "\0" not in value
+    return "" if value is None or text else f"a non-empty string, {_MAX_TEXT} characters at most"
 
 
 def _folder(value: object) -> str:
@@ -176,12 +191,13 @@ def _kv_group_size(value: object) -> str:
 
 
 def _context_window(value: object) -> str:
-    fine = value is None or (_whole(value) and isinstance(value, int) and value > 0)
-    return "" if fine else "a positive integer or None"
+    fine = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_WINDOW
+    return "" if value is None or fine else f"an integer, 1 to {_MAX_WINDOW}, or None"
 
 
 def _task(value: object) -> str:
-    return "" if value in (None, "generate", "embed") else "'generate', 'embed' or None"
+    fine = value is None or (isinstance(value, str) and value in ("generate", "embed"))
+    return "" if fine else "'generate', 'embed' or None"
 
 
 _CHECKS: Mapping[str, Callable[[object], str]] = {

@@ -1,8 +1,8 @@
 """Which model types the installed mlx-lm can run, found without importing it.
 
-Importing mlx_lm imports MLX, which only the engine's thread may do. So its folder
-is found, its tables of other names are read from its source, and a model type is known
-when `mlx_lm/models/<type>.py` defines `Model`.
+Importing mlx_lm imports MLX, which only the engine's thread may do. So the tables of alternative
+names are read from its source, and a model type is known if `mlx_lm/models/<type>.py` defines
+`Model`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,34 @@ import contextlib
 import difflib
 import importlib.util
 import re
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelUnsupported
+from .sources import Source, read_source
 
 _parsing = threading.Lock()
 _ATTEMPTS = 4
 
-# Their tensors look like weights but mean something mlx-lm does not decode.
-_FOREIGN_QUANTISATION = frozenset(
+# Their tensors look like weights, but mlx-lm does not decode them.
+_UNSUPPORTED_QUANTISATION = frozenset(
     {"aqlm", "bitsandbytes", "eetq", "higgs", "hqq", "quanto", "spqr", "torchao", "vptq"}
 )
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Checks that mlx-lm has an architecture for a model's config.json.
+    """Check that mlx-lm has an architecture for a model's config.json.
 
     Args:
-        config: the config; its "model_type" is a string.
+        config: its "model_type" must be a string.
 
     Raises:
-        ModelUnsupported: it has none, or the model wants to run code of its own.
+        ModelUnsupported: it has none, or the model needs code of its own.
     """
     model_type = config["model_type"]
     if config.get("model_file") is not None:
@@ -55,7 +58,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
             hint=f"Update mlx-lm or use another model.{closest}",
         )
     method = _quantisation_method(config)
-    if "quantization" not in config and method in _FOREIGN_QUANTISATION:
+    if "quantization" not in config and method in _UNSUPPORTED_QUANTISATION:
         raise ModelUnsupported(
             f"the weights are quantised by {method}, which mlx-lm does not read.",
             hint="Use an MLX, AWQ or GPTQ version of the model.",
@@ -84,27 +87,65 @@ def module_name(model_type: str, architectures: object) -> str:
     return names.get(model_type, model_type)
 
 
+def source_of(config: Mapping[str, Any]) -> Source:
+    """The source of the architecture of mlx-lm that reads a config, or a part of one."""
+    module = module_name(config["model_type"], config.get("architectures"))
+    return read_source(mlx_lm_folder() / "models", module)
+
+
+def tokenizer_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """TOKENIZER_DEFAULTS of a model's module, which mlx-lm uses if the files say nothing."""
+    module = module_name(config["model_type"], config.get("architectures"))
+    return _defaults(module) if module in _known_types() else {}
+
+
+@cache
+def _defaults(module: str) -> dict[str, Any]:
+    for node in parse(f"models/{module}.py").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TOKENIZER_DEFAULTS":
+            return dict(ast.literal_eval(node.value))
+    return {}
+
+
 @cache
 def mlx_lm_folder() -> Path:
-    """Where the installed mlx-lm lies.
+    """The folder of the installed mlx-lm.
+
+    The folder of a program comes first on its path, but not on the worker's. So something of that
+    name next to a user's script is not what runs the models.
 
     Raises:
         ModelUnsupported: it is not installed.
     """
-    spec = importlib.util.find_spec("mlx_lm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelUnsupported(
-            "mlx-lm is not installed, so no model can run.", hint="Run `pip install mlx-lm`."
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+    others = []
+    for spec in _specs("mlx_lm"):
+        for folder in spec.submodule_search_locations or ():
+            if Path(folder, "utils.py").is_file() and Path(folder, "models").is_dir():
+                return Path(folder)
+        others.append(spec.origin or str(spec.submodule_search_locations))
+    beside = f" ({others[0]} is something else)" if others else ""
+    raise ModelUnsupported(
+        f"mlx-lm is not installed{beside}, so no model can run.",
+        hint="Run `pip install mlx-lm`" + (f", and rename {others[0]}." if others else "."),
+    )
+
+
+def _specs(name: str) -> Iterator[ModuleSpec]:
+    """Everything that an import of `name` could find, in order."""
+    with contextlib.suppress(ValueError):  # a module of that name was created by hand
+        if (spec := importlib.util.find_spec(name)) is not None:
+            yield spec
+    for entry in sys.path:
+        if (spec := PathFinder.find_spec(name, [entry])) is not None:
+            yield spec
 
 
 def parse(file: str) -> ast.Module:
     """The syntax tree of a file of mlx-lm, by its name in the package's folder.
 
-    CPython 3.11 counts the depth of trees for all threads together, and raises SystemError
-    when two are built at once. So it is one thread of ours at a time, and another attempt
-    where a thread of the program's own came between, as langchain-core's do.
+    CPython 3.11 counts the depth of syntax trees over all threads, and raises SystemError if two
+    are built at once. So only one thread of ours does it at a time, and it tries again if a thread
+    of the program interfered, as those of langchain-core do.
 
     Raises:
         ModelUnsupported: mlx-lm is not installed.
@@ -131,8 +172,8 @@ def _tables() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
 
 @cache
 def _known_types() -> frozenset[str]:
-    # Some modules of the folder are helpers; an architecture has a Model, its own
-    # or another module's.
+    # Some modules of the folder are helpers. An architecture has a Model, its own or one that it
+    # imports.
     pattern = re.compile(
         r"^(class Model\b|Model\s*=|from \S+ import (\([^)]*|[^\n]*)\bModel\b)", re.MULTILINE
     )

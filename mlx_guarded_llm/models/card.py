@@ -1,20 +1,17 @@
-"""What a model can do, told from its files: nothing is loaded, fetched or imported."""
+"""What a model can do, from its files alone: nothing is loaded, downloaded or imported."""
 
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from .added_tokens import named_tokens
 from .architectures import parse
+from .chat import ChatTemplate, call_markers, is_harmony, thinking_markers
 from .spec import ModelFiles, Task
-
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-_HEAD = 4 * 1024**2  # bytes of a tokenizer.json in which its added tokens are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +19,21 @@ class ModelCard:
     """What is known of a model before it is loaded.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was requested.
         task: "generate" or "embed".
         architecture: its model type.
-        context_window: tokens it can attend to; of an embedding model, of one text.
-        max_output: tokens of an answer at most, where that is less; None when only the
-            context window bounds it.
+        context_window: tokens it can attend to; for an embedding model, of one text.
+        max_output: the most tokens of an answer, if that is less; None if only the context window
+            limits it.
         chat: it has a chat template, so it takes messages.
         tools: it can be offered tools.
-        native_tools: its own template shows them to it, and mlx-lm reads its calls.
+        native_tools: its template shows tools, and calls in its own format can be read.
         thinking: it has markers for thinking.
         fingerprint: identifies its weights; see `Provenance.fingerprint`.
         revision: commit of the repository it came from, or "".
+        sampling: its own defaults (temperature and so on) for calls that give none; if empty, the
+            default is greedy.
+        weight_bytes: bytes of all its tensors, adapters included.
     """
 
     name: str
@@ -47,15 +47,18 @@ class ModelCard:
     thinking: bool
     fingerprint: str
     revision: str
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    weight_bytes: int = 0
 
 
 def make_card(files: ModelFiles) -> ModelCard:
     """The card of a verified model."""
-    template = _template(files.path)
-    tokenizer = _Tokenizer(template, _added_tokens(files.path))
-    chat = template is not None and files.spec.task == "generate"
-    native = chat and "tools" in str(template) and _infer("_infer_tool_parser", tokenizer)
-    thinking = _infer("_infer_thinking", tokenizer)
+    template = files.chat.template
+    tokenizer = _Tokenizer(template, named_tokens(files.path))
+    chat = (template is not None or bool(files.chat.renderer)) and files.spec.task == "generate"
+    known = _infer("_infer_tool_parser", tokenizer) or call_markers(template)
+    native = chat and "tools" in str(template) and (known or is_harmony(template))
+    thinking = _infer("_infer_thinking", tokenizer) or (None,)
     return ModelCard(
         name=files.spec.name,
         task=files.spec.task,
@@ -65,17 +68,19 @@ def make_card(files: ModelFiles) -> ModelCard:
         chat=chat,
         tools=chat,
         native_tools=bool(native),
-        thinking=chat and thinking is not None and thinking[0] is not None,
+        thinking=chat and bool(thinking[0] or thinking_markers(tokenizer.added, template)),
         fingerprint=files.fingerprint,
         revision=files.revision,
+        sampling=files.sampling,
+        weight_bytes=files.weight_bytes,
     )
 
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """As much of a tokenizer as mlx-lm looks at to tell what a model can do."""
+    """As much of a tokenizer as mlx-lm needs to find out what a model can do."""
 
-    chat_template: str | None
+    chat_template: ChatTemplate | None
     added: Mapping[str, int]
 
     def get_vocab(self) -> Mapping[str, int]:
@@ -86,7 +91,7 @@ class _Tokenizer:
 
 
 def _infer(name: str, tokenizer: _Tokenizer) -> Any:
-    """What mlx-lm's function of this name says of a tokenizer; None without it."""
+    """The result of the mlx-lm function of this name for a tokenizer; None without it."""
     function = _functions().get(name)
     return None if function is None else function(tokenizer)
 
@@ -95,7 +100,7 @@ def _infer(name: str, tokenizer: _Tokenizer) -> Any:
 def _functions() -> dict[str, Any]:
     """The private functions of mlx_lm.tokenizer_utils that look at a tokenizer.
 
-    They are taken out of its source: importing it would import MLX.
+    They are extracted from its source, because importing it would import MLX.
     """
     wanted = ("_infer_tool_parser", "_infer_thinking", "_is_xtml_vocab")
     body: list[ast.stmt] = [
@@ -106,39 +111,3 @@ def _functions() -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(ast.Module(body, []), "mlx_lm/tokenizer_utils.py", "exec"), names)
     return names
-
-
-def _template(folder: Path) -> str | None:
-    """The text of the chat template, the default one where there are several."""
-    for name in _TEMPLATE_FILES:
-        try:
-            text = (folder / name).read_text(encoding="utf-8")
-            template = text if name.endswith(".jinja") else json.loads(text)["chat_template"]
-        except (OSError, ValueError, RecursionError, KeyError, TypeError):
-            continue
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default") or next(iter(named.values()), None)
-        if isinstance(template, str):
-            return template
-    return None
-
-
-def _added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens beside the vocabulary proper, where the markers of thinking and tools are."""
-    added: dict[str, int] = {}
-    try:
-        with (folder / "tokenizer.json").open("rb") as file:
-            head = file.read(_HEAD).decode(errors="replace")
-        start = head.index('"added_tokens"') + len('"added_tokens"')
-        entries, _ = json.JSONDecoder().raw_decode(head, head.index("[", start))
-        added |= {entry["content"]: entry["id"] for entry in entries}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        pass
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_bytes())
-        entries = config["added_tokens_decoder"]
-        added |= {entry["content"]: int(number) for number, entry in entries.items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        pass
-    return added

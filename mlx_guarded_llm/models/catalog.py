@@ -1,4 +1,4 @@
-"""Model names to model folders: resolve a name, fetch what is missing, list, remove."""
+"""From model names to model folders: resolve a name, download the model, list, remove."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..errors import (
     ModelUnsupported,
     PullFailed,
 )
-from . import embedded, hub
+from . import builtin, hub
 from .aliases import BUILT_IN, Alias, absolute, check_options, read_aliases
 from .card import ModelCard, make_card
 from .locks import fetch_lock
-from .spec import Kind, ModelFiles, ModelSpec, OnProgress, Task
+from .naming import model_name, split_options, with_options
+from .spec import LOAD_OPTIONS, Kind, ModelFiles, ModelSpec, OnProgress, Task
 from .verify import is_embedder, not_generating, verify
 
 APP = "mlx-guarded-llm"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-_MAX_NAME = 4096  # longer is no path and no repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,119 +39,170 @@ class OnDisk:
     """A model that can be loaded without a network.
 
     Attributes:
-        name: the alias it goes by.
-        kind: "embedded" or "hub".
-        location: embedded name or repository id.
+        name: its alias.
+        kind: "builtin" or "hub".
+        location: built-in name or repository id.
         path: its folder.
-        size_bytes: what `remove` would free at most.
+        size_bytes: the most that `remove` would free.
     """
 
     name: str
-    kind: Literal["hub", "embedded"]
+    kind: Literal["hub", "builtin"]
     location: str
     path: Path
     size_bytes: int
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again, unless somebody names another folder."""
+    return absolute(os.environ.get("MLX_GUARDED_CACHE_DIR") or platformdirs.user_cache_path(APP))
+
+
 class Catalog:
-    """Knows every model by name; holds no lock and no connection between calls.
+    """Knows all models by name. It holds no lock and no connection between calls.
 
     Args:
         aliases_file: TOML file of aliases; by default the environment variable
             MLX_GUARDED_MODELS_FILE, else `models.toml` in the user's config folder.
-        cache_dir: where embedded models are made; by default the environment
+        cache_dir: where built-in models are made; by default the environment
             variable MLX_GUARDED_CACHE_DIR, else the user's cache folder.
+        aliases: more aliases, which replace those of the file.
 
     Raises:
-        InvalidRequest: the aliases file was named and is missing, or it is wrong.
+        InvalidRequest: the aliases file was given but is missing, or it is invalid.
     """
 
-    def __init__(self, *, aliases_file: Path | None = None, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        aliases_file: Path | None = None,
+        cache_dir: Path | None = None,
+        aliases: Mapping[str, Alias] | None = None,
+    ) -> None:
         named = aliases_file or os.environ.get("MLX_GUARDED_MODELS_FILE")
         file = absolute(named or platformdirs.user_config_path(APP) / "models.toml")
         self._cards: dict[tuple[ModelSpec, Path, tuple[int, ...]], ModelCard] = {}
-        self._aliases = {**BUILT_IN, **read_aliases(file, required=bool(named))}
-        self.cache_dir = absolute(
-            cache_dir
-            or os.environ.get("MLX_GUARDED_CACHE_DIR")
-            or platformdirs.user_cache_path(APP)
-        )
+        self._aliases = {
+            **BUILT_IN,
+            **read_aliases(file, required=bool(named)),
+            **(aliases or {}),
+        }
+        self.cache_dir = absolute(cache_dir) if cache_dir else cache_folder()
 
     def aliases(self) -> Mapping[str, Alias]:
         """Every alias by name; entries of the user's file replace built-in ones."""
         return MappingProxyType(self._aliases)
 
-    def resolve(self, name: str, **options: object) -> ModelSpec:
-        """Says what a name means: an alias, then a folder, then a repository.
+    def resolve(self, name: str | Path, **options: object) -> ModelSpec:
+        """Find out what a name means: an alias, a folder or a repository, in this order.
 
         Args:
-            name: alias, folder, or "org/repo".
-            **options: revision, adapter_path, kv_bits, kv_group_size, context_window
-                and task, which override those of the alias. Without a task it is
-                "embed" for a model on disk that can do nothing else, and otherwise
-                "generate".
+            name: alias, folder, or "org/repo"; an alias in any case. Options may follow it in
+                brackets, see `naming`.
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window and task,
+                which override those of the alias; None has no effect. The default task is "embed"
+                for a model on disk that can only embed, and otherwise "generate".
 
         Raises:
-            InvalidRequest: an option is unknown, out of range or without sense for the
-                task.
+            InvalidRequest: an option is unknown, out of range or meaningless for the task.
             ModelNotFound: the name means nothing; the hint has close matches.
-            ModelUnsupported: the name is a file that must be imported first, or a
-                built-in model that is not for this task.
+            ModelUnsupported: the name is a file that must be imported first, or a built-in model
+                for another task.
         """
-        if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > _MAX_NAME:
-            raise InvalidRequest(
-                f"the model name is {str(name)[:80]!r}; it must be a non-empty string.",
-                hint='Give an alias, a folder or "org/repo".',
-            )
-        given = check_options(options, where=name)
-        alias = self._aliases.get(name)
+        text, in_brackets = self._split(model_name(name))
+        beside = {key: value for key, value in options.items() if value is not None}
+        alias = self._aliases.get(text)
+        checked = check_options({**(in_brackets or {}), **beside}, where=text)
         if alias is None:
-            kind, location = self._locate(name, None)
-            return self._spec(name, kind, location, given)
-        kind, location = self._locate(alias.model, alias.source and alias.source.parent)
-        stored = {
-            "revision": alias.revision,
-            "adapter_path": alias.adapter_path,
-            "kv_bits": alias.kv_bits,
-            "kv_group_size": alias.kv_group_size,
-            "context_window": alias.context_window,
-            "task": alias.task,
-        }
-        return self._spec(name, kind, location, {**stored, **given})
-
-    def _spec(self, name: str, kind: Kind, location: str, options: dict[str, Any]) -> ModelSpec:
-        task = options.pop("task", None)
-        spec = ModelSpec(name=name, kind=kind, location=location, **options)
+            kind, location = self._locate(text, None)
+            stored: dict[str, Any] = {}
+        else:
+            kind, location = self._locate(alias.model, alias.source and alias.source.parent)
+            stored = {option: getattr(alias, option) for option in LOAD_OPTIONS}
+        task: Task | None = checked.pop("task", None) or (alias.task if alias else None)
+        differing = None
+        if checked or in_brackets is not None:
+            usual = {"kv_group_size": 64, **stored}
+            if kind == "hub":
+                usual["revision"] = stored.get("revision") or hub.MAIN
+            differing = tuple(sorted(p for p in checked.items() if p[1] != usual.get(p[0])))
+        fields = {**stored, **checked}
+        if kind == "hub" and fields.get("revision") == hub.MAIN:
+            fields["revision"] = None  # the same revision, and so the same model
+        if fields.get("kv_bits") is None:
+            fields.pop("kv_group_size", None)  # it only applies to quantised caches
+        spec = ModelSpec(name=text, kind=kind, location=location, given=differing, **fields)
         if task is None:
             task = self._usual_task(spec)
         _check_spec(spec, task)
         return replace(spec, task=task)
 
+    def full_name(self, name: str | Path, **options: object) -> str:
+        """A name with its options as it is displayed: all in one pair of brackets, sorted.
+
+        Options given separately override those in the brackets. Without any option the name stays
+        as it is, whether or not it means anything.
+
+        Args:
+            name: as for `resolve`.
+            **options: some of `LOAD_OPTIONS`; None has no effect.
+
+        Raises:
+            InvalidRequest: the name is not a string.
+        """
+        written = model_name(name)
+        beside = {key: value for key, value in options.items() if value is not None}
+        if not beside and split_options(written) is None:
+            return written
+        text, in_brackets = self._split(written)
+        if not beside and in_brackets is None:
+            return written  # the brackets belong to the name of a folder or an alias
+        # Empty brackets have a meaning, too.
+        return with_options(text, {**(in_brackets or {}), **beside}, always=True)
+
+    def _split(self, name: str) -> tuple[str, dict[str, Any] | None]:
+        """A name as the catalog spells it, and the options that follow it.
+
+        An alias may be in any case. A name that is an alias or a folder as a whole is not followed
+        by options, whatever it ends in.
+        """
+        options: dict[str, Any] | None = None
+        while name not in self._aliases and not is_folder(name):
+            parts = split_options(name)
+            if parts is None:
+                return self._in_its_case(name), options
+            name, options = parts[0], {**parts[1], **(options or {})}
+        return name, options
+
+    def _in_its_case(self, name: str) -> str:
+        alike = [alias for alias in self._aliases if alias.casefold() == name.casefold()]
+        return alike[0] if len(alike) == 1 else name
+
     def _usual_task(self, spec: ModelSpec) -> Task:
-        """What a model is for, when nobody says."""
-        if spec.kind == "embedded":
-            return embedded.NAMES[spec.location].task
+        """The task of a model if none was given."""
+        if spec.kind == "builtin":
+            return builtin.NAMES[spec.location].task
         folder = self._folder(spec)
         return "embed" if folder is not None and is_embedder(folder) else "generate"
 
     def ensure(
         self, spec: ModelSpec, *, progress: OnProgress | None = None, offline: bool = False
     ) -> ModelFiles:
-        """Makes sure a model is on disk and sound, fetching it when needed.
+        """Make sure a model is on disk and valid, and download it if necessary.
 
-        Concurrent calls for one model, in threads or processes, fetch it once.
+        Concurrent calls for one model, in threads or processes, download it once.
 
         Args:
-            spec: what `resolve` gave.
-            progress: called in this thread with stages "download", "import" and
-                "verify"; what it raises ends the call.
+            spec: what `resolve` returned.
+            progress: called in this thread with stages "download", "import" and "verify"; an
+                exception from it ends the call.
             offline: never use the network.
 
         Raises:
             ModelNotFound: no such folder or repository.
-            ModelInvalid: the files are broken or half there.
-            ModelUnsupported: sound files that mlx-lm cannot run.
-            PullFailed: the download or import did not end.
+            ModelInvalid: the files are damaged or incomplete.
+            ModelUnsupported: the files are valid, but mlx-lm cannot run the model.
+            PullFailed: the download or import failed.
         """
         found = self.find(spec)
         if found is not None:
@@ -163,7 +214,7 @@ class Catalog:
         if offline:
             broken = self._folder(spec)
             if broken is not None:
-                return verify(spec, broken)  # raises what is wrong with it
+                return verify(spec, broken)  # raises the reason
             raise PullFailed(
                 f"{spec.name} is not on disk and offline was asked for.",
                 hint="Fetch it once with a network, then use it offline.",
@@ -173,18 +224,18 @@ class Catalog:
             found = self.find(spec)
             if found is not None:
                 return found
-            if spec.kind == "embedded":
-                folder = embedded.make(spec.location, self.cache_dir, progress=progress)
+            if spec.kind == "builtin":
+                folder = builtin.make(spec.location, self.cache_dir, progress=progress)
             else:
                 folder = hub.fetch(spec.location, spec.revision, progress=progress)
         return verify(spec, folder, progress=progress)
 
     def find(self, spec: ModelSpec) -> ModelFiles | None:
-        """The model as it is on disk, or None when it must be fetched first.
+        """The model as it is on disk, or None if it must be downloaded first.
 
         Raises:
-            ModelInvalid: a folder of the user's is broken.
-            ModelUnsupported: sound files that mlx-lm cannot run.
+            ModelInvalid: a folder of the user is damaged.
+            ModelUnsupported: the files are valid, but mlx-lm cannot run the model.
         """
         folder = self._folder(spec)
         if folder is None:
@@ -194,33 +245,38 @@ class Catalog:
         except ModelInvalid:
             if spec.kind == "folder":
                 raise
-            return None  # half-fetched: fetching again completes it
+            return None  # incomplete; downloading again completes it
 
     def _folder(self, spec: ModelSpec) -> Path | None:
-        """Where the model lies, sound or not."""
+        """The folder of the model, valid or not; None if there is none."""
         if spec.kind == "hub":
             return hub.cached(spec.location, spec.revision)
-        if spec.kind == "embedded":
-            folder = embedded.folder(spec.location, self.cache_dir)
+        if spec.kind == "builtin":
+            folder = builtin.folder(spec.location, self.cache_dir)
         else:
             folder = Path(spec.location)
         return folder if folder.is_dir() else None
 
-    def card(self, name: str, *, task: Task | None = None) -> ModelCard | None:
-        """What is known of a model from its files, or None if they are not (whole) on disk.
+    def card(self, name: str | Path, **options: object) -> ModelCard | None:
+        """What the files of a model say about it; None if they are not completely on disk.
 
-        Neither fetches nor loads; of a model whose files did not change it reads nothing
-        again.
+        This neither downloads nor loads anything, and reads files again only if they changed.
 
         Args:
-            name: alias, folder, or "org/repo".
-            task: what it is to do; None takes what `resolve` would.
+            name: as for `resolve`.
+            **options: as for `resolve`.
 
         Raises:
-            InvalidRequest: the name is no string, or the task is none.
+            InvalidRequest: the name is not a string, or an option is invalid.
         """
         try:
-            spec = self.resolve(name, task=task)
+            return self.card_of(self.resolve(name, **options))
+        except ModelError:
+            return None
+
+    def card_of(self, spec: ModelSpec) -> ModelCard | None:
+        """Like `card`, for what `resolve` returned."""
+        try:
             folder = self._folder(spec)
             if folder is None:
                 return None
@@ -235,17 +291,17 @@ class Catalog:
         return card
 
     def on_disk(self) -> list[OnDisk]:
-        """Embedded models and aliased repositories that are on disk, by name."""
+        """Built-in models and aliased repositories that are on disk, by name."""
         names: dict[tuple[str, str], str] = {}
         for name in self._aliases:
             try:
                 spec = self.resolve(name)
             except (ModelNotFound, ModelUnsupported):
-                continue  # an alias of a folder that is gone
+                continue  # an alias of a folder that was removed
             names.setdefault((spec.kind, spec.location), name)
         found = [
-            OnDisk(name=name, kind="embedded", location=name, path=path, size_bytes=size)
-            for name, path, size in embedded.on_disk(self.cache_dir)
+            OnDisk(name=name, kind="builtin", location=name, path=path, size_bytes=size)
+            for name, path, size in builtin.on_disk(self.cache_dir)
         ]
         for repository, path, size in hub.on_disk():
             alias_name = names.get(("hub", repository))
@@ -261,13 +317,13 @@ class Catalog:
                 )
         return sorted(found, key=lambda model: model.name)
 
-    def remove(self, name: str) -> int:
-        """Deletes a fetched model and returns the bytes freed, 0 if it was not there.
+    def remove(self, name: str | Path) -> int:
+        """Delete a downloaded model. Returns the bytes freed, 0 if it was not there.
 
         Raises:
-            InvalidRequest: the name is a folder of the user's.
+            InvalidRequest: the name is a folder of the user.
             ModelNotFound: the name means nothing.
-            PullFailed: somebody is fetching it, or a file could not be deleted.
+            PullFailed: it is being downloaded, or a file could not be deleted.
         """
         spec = self.resolve(name)
         if spec.kind == "folder":
@@ -276,14 +332,20 @@ class Catalog:
                 hint="Delete it yourself if you no longer need it.",
             )
         with fetch_lock(self.cache_dir, f"{spec.kind}:{spec.location}@{spec.revision}", spec.name):
-            if spec.kind == "embedded":
-                return embedded.remove(spec.location, self.cache_dir)
+            if spec.kind == "builtin":
+                return builtin.remove(spec.location, self.cache_dir)
             return hub.remove(spec.location, spec.revision)
 
     def _locate(self, name: str, base: Path | None) -> tuple[Kind, str]:
-        if name in embedded.NAMES:
-            return "embedded", name
-        path = absolute(name, base)
+        if name in builtin.NAMES:
+            return "builtin", name
+        is_hub = bool(_REPOSITORY.fullmatch(name)) and ".." not in name and "--" not in name
+        try:
+            path = absolute(name, base)
+        except InvalidRequest:  # the working folder was removed
+            if not is_hub:
+                raise
+            return "hub", name
         mode = _mode(path)
         if stat.S_ISDIR(mode):
             return "folder", str(path)
@@ -294,13 +356,15 @@ class Catalog:
                 else "Give the folder that holds config.json and the safetensors."
             )
             raise ModelUnsupported(f"{path} is a file, not a model folder.", hint=hint)
-        if _REPOSITORY.fullmatch(name) and ".." not in name and "--" not in name:
+        if is_hub:
             return "hub", name
         raise ModelNotFound(f"there is no model named {name[:200]!r}.", hint=self._suggest(name))
 
     def _suggest(self, name: str) -> str:
         if name.startswith(("/", "./", "../", "~")):
             return "There is no such folder; check the path."
+        if name.endswith("]"):
+            return f"Options in brackets are {', '.join(LOAD_OPTIONS)}, as in name[kv_bits=8]."
         plain = re.sub(r"[:_ ]", "-", name.lower())
         near = difflib.get_close_matches(plain, self._aliases, n=3, cutoff=0.5)
         if near:
@@ -309,14 +373,22 @@ class Catalog:
 
 
 def _changed(folder: Path) -> tuple[int, ...]:
-    """When the files that a card tells of were last written, as far as they are there."""
+    """When the files behind a card were last written, if they exist."""
     kinds = ("", ".json", ".jinja", ".safetensors")
     files = (path for path in sorted(folder.iterdir()) if path.suffix in kinds)
     return tuple(path.stat().st_mtime_ns for path in (folder, *files))
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is a folder of this name, whatever it contains."""
+    try:
+        return stat.S_ISDIR(_mode(absolute(name)))
+    except InvalidRequest:  # the working folder was removed
+        return False
+
+
 def _mode(path: Path) -> int:
-    """The file mode of a path, 0 when it is none: too long, not encodable, forbidden."""
+    """The file mode of a path; 0 if it cannot be a path, or cannot be read."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
@@ -324,7 +396,7 @@ def _mode(path: Path) -> int:
 
 
 def _check_spec(spec: ModelSpec, task: Task) -> None:
-    """Refuse options that have no sense together."""
+    """Refuse options that contradict each other."""
     if spec.revision is not None and spec.kind != "hub":
         raise InvalidRequest(
             f"{spec.name}: revision is {spec.revision!r}, but only repositories have revisions.",
@@ -335,7 +407,7 @@ def _check_spec(spec: ModelSpec, task: Task) -> None:
             f"{spec.name}: kv_bits and adapter_path are for models that generate.",
             hint="Leave them out.",
         )
-    if spec.kind == "embedded" and embedded.NAMES[spec.location].task != task:
+    if spec.kind == "builtin" and builtin.NAMES[spec.location].task != task:
         if task == "generate":
             raise not_generating(spec.name)
         raise ModelUnsupported(

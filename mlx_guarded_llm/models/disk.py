@@ -1,4 +1,4 @@
-"""Room on the disk and the size of what lies on it."""
+"""Free space on the disk, and the size of what is on it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from ..errors import PullFailed
 
-_SPARE = 64 << 20  # bytes left free, for what else the machine writes meanwhile
+_SPARE = 64 << 20  # bytes to leave free, for whatever else is written meanwhile
 
 
 def require_space(folder: Path, needed: int, name: str) -> None:
-    """Checks for room before a byte is written.
+    """Check that there is enough space before a byte is written.
 
     Args:
-        folder: where the bytes will lie; it need not exist.
+        folder: where the bytes will be written; it need not exist.
         needed: how many bytes.
         name: the model's name, for the message.
 
@@ -30,7 +30,7 @@ def require_space(folder: Path, needed: int, name: str) -> None:
 
 
 def disk_full(folder: Path, name: str, *, needed: int | None, free: int) -> PullFailed:
-    """The error for a disk that is too small, or that filled up on the way."""
+    """The error for a disk that is too small, or that filled up meanwhile."""
     wanted = "more than that" if needed is None else f"{gigabytes(needed)} GB"
     return PullFailed(
         f"{name} needs {wanted} in {folder}, which has {gigabytes(free)} GB free.",
@@ -39,7 +39,7 @@ def disk_full(folder: Path, name: str, *, needed: int | None, free: int) -> Pull
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what caused it, and so on to the first."""
+    """The error, then its cause, and so on."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -53,14 +53,14 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free where the folder is, or would be."""
+    """The free bytes where the folder is or would be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def tree_size(folder: Path) -> int:
-    """Bytes of all files below a folder; links and what vanishes meanwhile count 0."""
+    """The bytes of all files below a folder, without links and files that vanish meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -73,5 +73,5 @@ def tree_size(folder: Path) -> int:
 
 
 def gigabytes(count: int) -> str:
-    """A count of bytes as people read it, without the unit."""
+    """A number of bytes in gigabytes, without the unit."""
     return f"{count / 1e9:.2f}"

@@ -1,14 +1,14 @@
 """Which embedding models the installed mlx-embeddings can run, found without importing it.
 
-Its import is heavy and brings MLX, so only its folder is looked at. What counts as well
-is how a model pools its tokens into one vector: a wrong pooling gives wrong vectors and
-no error, so a model whose pooling cannot be had is refused.
+Importing it is slow and imports MLX, so only its folder is read. It also matters how a model pools
+its tokens into one vector: a wrong pooling silently gives wrong vectors, so a model whose pooling
+is not available is refused.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,15 +16,17 @@ from typing import Any
 
 from ..errors import ModelUnsupported
 from .architectures import runs
+from .files import UnreadableFile, parse, read_bytes, read_optional
+from .sources import Source, read_source
 
-# The poolings we can have of each type, the one that mlx-embeddings takes first.
+# The poolings that are available for each type, starting with the one of mlx-embeddings.
 POOLINGS: Mapping[str, tuple[str, ...]] = {
     "bert": ("mean", "cls"),
     "modernbert": ("mean", "cls"),
     "qwen3": ("lasttoken",),
     "xlm_roberta": ("mean", "cls"),
 }
-# Steps of a sentence-transformers model that add nothing of their own to the vectors.
+# Steps of a sentence-transformers model that do not change the vectors any further.
 _PLAIN_STEPS = frozenset({"Transformer", "Pooling", "Normalize"})
 _HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 
@@ -34,21 +36,26 @@ def encoder_type(config: Mapping[str, Any]) -> str:
     return str(config["model_type"]).replace("-", "_")
 
 
+def encoder_source(config: Mapping[str, Any]) -> Source:
+    """The source of the architecture of mlx-embeddings that reads a config."""
+    return read_source(_folder() / "models", encoder_type(config))
+
+
 def only_embeds(config: Mapping[str, Any]) -> bool:
     """Whether this is an embedding model that mlx-lm could not generate with."""
     return encoder_type(config) in POOLINGS and not runs(config)
 
 
 def check_encoder(config: Mapping[str, Any], folder: Path) -> None:
-    """Checks that a model can embed texts.
+    """Check that a model can embed texts.
 
     Args:
-        config: its config.json; "model_type" is a string.
-        folder: where it lies.
+        config: its config.json; "model_type" must be a string.
+        folder: of the model.
 
     Raises:
-        ModelUnsupported: mlx-embeddings is missing or has no such model, or the vectors
-            would not be the ones the model was made for.
+        ModelUnsupported: mlx-embeddings is missing or has no such model, or its vectors would
+            not be those that the model was trained for.
     """
     kind = encoder_type(config)
     if kind not in POOLINGS:
@@ -74,8 +81,7 @@ def check_encoder(config: Mapping[str, Any], folder: Path) -> None:
             f"its vectors are pooled by {mode!r}; of type {kind!r} only "
             f"{' and '.join(POOLINGS[kind])} can be had."
         )
-    steps = _read(folder / "modules.json")
-    for step in steps if isinstance(steps, list) else ():
+    for step in _steps(folder):
         name = str(step.get("type", "") if isinstance(step, dict) else "").rsplit(".", 1)[-1]
         if name not in _PLAIN_STEPS:
             raise ModelUnsupported(
@@ -86,10 +92,8 @@ def check_encoder(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def pooling(folder: Path) -> str | None:
-    """How a sentence-transformers folder says tokens become one vector, or None."""
-    settings = _read(folder / "1_Pooling" / "config.json")
-    if not isinstance(settings, dict):
-        return None
+    """The pooling that a sentence-transformers folder specifies, or None."""
+    settings = read_optional(folder / "1_Pooling" / "config.json")
     chosen = [
         name.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
         for name, value in settings.items()
@@ -98,26 +102,30 @@ def pooling(folder: Path) -> str | None:
     return "+".join(chosen) or None
 
 
-def encoder_window(config: Mapping[str, Any], folder: Path, positions: int) -> int:
-    """Tokens of the longest text a model can embed.
+def encoder_window(config: Mapping[str, Any], settings: Mapping[str, Any], positions: int) -> int:
+    """The length of the longest text that a model can embed, in tokens.
 
     Args:
         config: its config.json.
-        folder: where it lies.
-        positions: that its config says it has.
+        settings: its tokenizer_config.json.
+        positions: how many its config says it has.
     """
-    if encoder_type(config) == "xlm_roberta":  # it counts positions from behind its padding
-        positions -= int(config.get("pad_token_id", 1)) + 1
-    settings = _read(folder / "tokenizer_config.json")
-    limit = settings.get("model_max_length") if isinstance(settings, dict) else None
+    if encoder_type(config) == "xlm_roberta":  # its positions start after that of the padding
+        padding = config.get("pad_token_id", 1)
+        positions -= padding + 1 if isinstance(padding, int) else 2
+    limit = settings.get("model_max_length")
     return min(positions, limit) if isinstance(limit, int) and limit > 0 else positions
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
+def _steps(folder: Path) -> list[Any]:
+    """The steps of a sentence-transformers model; empty if it does not list them."""
+    file = folder / "modules.json"
+    if not os.path.lexists(file):
+        return []
+    steps = parse(file, read_bytes(file))
+    if not isinstance(steps, list):
+        raise UnreadableFile(f"{file} is not a JSON list")
+    return steps
 
 
 @cache

@@ -24,12 +24,13 @@ ALLOW = [
     "tokenizer.model",
     "spiece.model",
 ]
-STALL_TIMEOUT = 300.0  # seconds without one more byte on the disk
-_INTERVAL = 0.25  # seconds between looks at the disk
+MAIN = "main"  # the revision that None means
+STALL_TIMEOUT = 300.0  # seconds without a new byte on the disk
+_INTERVAL = 0.25  # seconds between checks of the disk
 
 
 def cached(repository: str, revision: str | None) -> Path | None:
-    """The folder of a fetched revision, or None; the network is not used."""
+    """The folder of a downloaded revision, or None. This does not use the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -43,23 +44,31 @@ def cached(repository: str, revision: str | None) -> Path | None:
         return None
 
 
+def repositories() -> list[str]:
+    """The repositories of which something is in the cache, by the names of its folders."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
+    return sorted(folder.name.split("--", 1)[1].replace("--", "/") for folder in folders)
+
+
 def fetch(repository: str, revision: str | None, *, progress: OnProgress | None = None) -> Path:
-    """Downloads a revision, going on where an earlier attempt stopped.
+    """Download a revision, continuing where an earlier attempt stopped.
 
     Args:
         repository: "org/name".
         revision: branch, tag or commit; None is the main branch.
-        progress: called in this thread with stage "download"; what it raises ends
-            the call, while the file in transfer may still be finished.
+        progress: called in this thread with stage "download"; an exception from it ends the call,
+            although the current file may still be completed.
 
     Returns:
         The snapshot's folder.
 
     Raises:
         ModelNotFound: no such repository or revision.
-        ModelUnsupported: the repository holds no safetensors.
-        PullFailed: gated, no network, no room on the disk, or no progress for
-            `STALL_TIMEOUT` seconds; what arrived is kept.
+        ModelUnsupported: the repository contains no safetensors.
+        PullFailed: it is gated, there is no network or no space on the disk, or there was no
+            progress for `STALL_TIMEOUT` seconds. What was downloaded is kept.
     """
     from huggingface_hub import snapshot_download
 
@@ -95,7 +104,7 @@ def fetch(repository: str, revision: str | None, *, progress: OnProgress | None 
 
 
 def _download(repository: str, revision: str | None, report: Callable[[], int]) -> Path:
-    """Downloads in a thread of its own, so that a stalled transfer cannot hold the caller."""
+    """Downloads in a separate thread, so that a stalled transfer cannot block the caller."""
     from huggingface_hub import snapshot_download
 
     outcome: queue.Queue[str | BaseException] = queue.Queue()
@@ -153,7 +162,7 @@ def on_disk() -> list[tuple[str, Path, int]]:
 
 
 def remove(repository: str, revision: str | None) -> int:
-    """Deletes a revision (None: all of them) from the hub's cache; returns bytes freed.
+    """Delete a revision (None: all) from the hub's cache. Returns the bytes freed.
 
     Raises:
         PullFailed: a file could not be deleted.
@@ -205,7 +214,7 @@ def _storage(repository: str) -> Path:
 
 @contextlib.contextmanager
 def _typed_errors(repository: str, revision: str | None, storage: Path) -> Iterator[None]:
-    """Turns whatever huggingface_hub raises into one of this library's errors."""
+    """Turn whatever huggingface_hub raises into one of this library's errors."""
     try:
         yield
     except GuardedLLMError:
@@ -219,13 +228,13 @@ def _typed(
 ) -> GuardedLLMError:
     from huggingface_hub import errors as hf
 
-    # A dry run or a missing cache entry may wrap the error that tells the reason.
+    # A dry run or a missing cache entry may wrap the error with the reason.
     links = list(causes(error))
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in links)
 
-    # The order matters: a gated repository is a kind of one that was not found.
+    # The order matters: the error for a gated repository is a subclass of "not found".
     if is_any(hf.GatedRepoError):
         return PullFailed(
             f"{repository} is gated and you have no access.",
@@ -260,7 +269,7 @@ def _typed(
             f"the Hugging Face hub answered {status} for {repository}.",
             hint="Try again later; what arrived is kept.",
         )
-    # The first cause says more than what was made of it on the way.
+    # The first cause says more than the errors that wrap it.
     reason = (str(links[-1]).strip() or type(error).__name__).splitlines()[0]
     return PullFailed(
         f"{repository} could not be fetched: {reason}.",

@@ -1,4 +1,4 @@
-"""One fetch of a model at a time, across threads and processes."""
+"""One download of a model at a time, across threads and processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LOCK_WAIT = 3600.0  # seconds; a 40 GB model over a slow line takes about that l
 
 @contextmanager
 def fetch_lock(cache_dir: Path, key: str, name: str) -> Iterator[None]:
-    """Holds the lock of one model; a process that dies releases it.
+    """Hold the lock of one model. A process that dies releases it.
 
     Args:
-        cache_dir: the lock lies in its `locks` folder.
-        key: identifies what is fetched.
+        cache_dir: the lock is in its `locks` folder.
+        key: identifies what is downloaded.
         name: the model's name, for the message.
 
     Raises:

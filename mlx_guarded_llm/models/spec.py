@@ -1,31 +1,40 @@
-"""What a model name means, and what was found on disk for it."""
+"""What a model name means, and the files that were found for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["folder", "hub", "embedded"]
+from .chat import Chat
+from .files import Stamp
+
+Kind = Literal["folder", "hub", "builtin"]
 Task = Literal["generate", "embed"]
+
+# Fields of `ModelSpec` that every call accepts that names a model.
+LOAD_OPTIONS = ("revision", "adapter_path", "kv_bits", "kv_group_size", "context_window")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model as it was asked for, with the options it is loaded with.
+    """A model as it was requested, with the options for loading it.
 
     Attributes:
-        name: the name the caller used; results and events carry it.
-        kind: where it comes from: a local folder, a Hugging Face repository, or
-            one of the models this library can make by itself ("embedded").
-        location: absolute folder, repository id, or embedded name.
+        name: as the catalog spells it, without options.
+        kind: where it comes from: a local folder, a Hugging Face repository, or one of the models
+            that this library makes itself ("builtin").
+        location: absolute folder, repository id, or built-in name.
         revision: branch, tag or commit of a repository.
         adapter_path: folder of LoRA adapters applied after the weights.
-        kv_bits: quantise the KV cache to this many bits; None keeps it whole.
-        kv_group_size: elements that share a scale in a quantised KV cache.
-        context_window: overrides what the config says.
-        task: what it is to do: "generate" answers, or "embed" texts.
+        kv_bits: quantise the KV cache to this many bits; None for no quantisation.
+        kv_group_size: how many elements share a scale in a quantised KV cache.
+        context_window: overrides that of the config.
+        task: "generate" answers, or "embed" texts.
+        given: the options that were given with the name or in its brackets, except those that the
+            catalog has for it anyway; None if only the name was given.
     """
 
     name: str
@@ -37,22 +46,35 @@ class ModelSpec:
     kv_group_size: int = 64
     context_window: int | None = None
     task: Task = "generate"
+    given: tuple[tuple[str, object], ...] | None = field(default=None, compare=False)
+
+    @property
+    def full_name(self) -> str:
+        """The name with its options, by which the catalog finds the model again."""
+        from .naming import with_options
+
+        return with_options(self.name, dict(self.given or ()))
 
     def unnamed(self) -> ModelSpec:
-        """What two names have in common when they mean one model."""
-        return replace(self, name="")
+        """Equal for two names that mean the same model."""
+        return replace(self, name="", given=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A verified model folder; making one reads headers and JSON, never weights.
+    """A verified model folder. Making one reads headers and JSON, but no weights.
 
     Attributes:
-        spec: what was asked for.
+        spec: what was requested.
         path: the folder.
-        config: its config.json.
+        config: its config.json, in the spelling that its architecture reads.
+        generation: its generation_config.json; empty if there is none.
+        chat: its chat template and end tokens.
+        vocabulary: how many tokens have an embedding; 0 if unknown.
+        activation_bytes: the size of one activation.
         weight_files: its safetensors files, in name order.
-        weight_bytes: bytes of all tensors, adapters included.
+        stamps: show whether these and its adapter have changed since.
+        weight_bytes: bytes of all tensors, including adapters.
         fingerprint: changes whenever the weights, config or adapters change.
         context_window: tokens the model can attend to.
         revision: commit of the repository it came from, or "".
@@ -66,19 +88,32 @@ class ModelFiles:
     fingerprint: str
     context_window: int
     revision: str = ""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: int = 0
+    activation_bytes: int = 4
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    chat: Chat = field(default_factory=Chat)
+
+    @cached_property
+    def sampling(self) -> Mapping[str, float]:
+        """The sampling defaults of the model; see `own_sampling`."""
+        from .generation import own_sampling
+
+        return own_sampling(self.generation, self.spec.name)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long operation has come.
+    """The progress of a long operation.
 
     Attributes:
         stage: "download", "import", "verify", "load", "prefill" or "embed".
         done: bytes (tokens for "prefill", texts for "embed") finished.
-        total: of them in all; None when unknown.
-        model: whose it is; a backend fills it in.
-        request_id: whose prefill or texts they are; "" for what a model's users share.
-        over: a backend's word that the stage goes no further, finished or not.
+        total: the number that `done` approaches; None if unknown.
+        model: which model it is about; a backend fills it in.
+        request_id: which request a prefill or texts belong to; "" for stages that all requests of a
+            model share.
+        over: set by a backend if the stage has ended, finished or not.
     """
 
     stage: str

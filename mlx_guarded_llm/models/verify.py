@@ -1,56 +1,63 @@
-"""Checks a model folder before anything is loaded from it.
+"""Checking a model folder before anything is loaded from it.
 
-Reads config.json, the headers of the weights and a few sampled blocks: enough to
-find a missing, truncated or foreign file in milliseconds, whatever the size.
+This reads config.json, the headers of the weights and a few sampled blocks, which is enough to find
+a missing, truncated or wrong file in milliseconds, whatever its size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelInvalid, ModelUnsupported
-from .architectures import check_supported
-from .encoders import check_encoder, encoder_window, only_embeds
-from .safetensors import BrokenFile, Header, read_header
-from .spec import ModelFiles, ModelSpec, OnProgress, Progress
-
-DEFAULT_CONTEXT_WINDOW = 4096  # small: too large would give nonsense without an error
-_CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "max_sequence_length",
-    "max_seq_len",
-    "model_max_length",
-    "n_positions",
-    "n_ctx",
-    "seq_length",
+from ..errors import InvalidRequest, ModelInvalid, ModelUnsupported
+from .architectures import check_supported, source_of
+from .chat import read_chat
+from .config import context_window, spell_out, text_config, untie, widest_window
+from .encoders import check_encoder, encoder_source, encoder_window, only_embeds
+from .files import (
+    VOCABULARY_LIMIT,
+    UnreadableFile,
+    check_regular,
+    open_regular,
+    parse_object,
+    read_bytes,
+    read_object,
+    read_optional,
+    stamp,
 )
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".npz", ".h5", ".msgpack")
+from .safetensors import Header
+from .sizes import activation_bytes, check_sizes, embedding_rows
+from .spec import ModelFiles, ModelSpec, OnProgress, Progress
+from .weights import check_complete, read_tensors, weight_files
+
+# The files that mlx-lm and transformers read tokenizers from.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (*_VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".npz", ".h5", ".msgpack")
 _LEFTOVERS = (".incomplete", ".part", ".partial", ".crdownload")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 
 
 def verify(spec: ModelSpec, folder: Path, *, progress: OnProgress | None = None) -> ModelFiles:
-    """Checks a folder and gathers what the other layers want to know of it.
+    """Check a folder, and collect what the other layers need to know about it.
 
     Args:
-        spec: what was asked for; its adapter is checked as well.
-        folder: holds config.json, model*.safetensors and the tokenizer.
-        progress: told of the bytes whose headers were checked.
+        spec: what was requested; its adapter is checked as well.
+        folder: with config.json, the safetensors and the tokenizer.
+        progress: called with the bytes whose headers were checked.
 
     Raises:
         ModelInvalid: something is missing, truncated or not what it claims to be.
-        ModelUnsupported: sound, but mlx-lm cannot run it.
+        ModelUnsupported: it is valid, but mlx-lm cannot run it.
+        InvalidRequest: the requested context window is larger than that of the model.
     """
     try:
         return _verify(spec, folder, progress)
+    except UnreadableFile as error:
+        raise ModelInvalid(f"{spec.name}: {error}.", hint=_repair(spec)) from error
     except OSError as error:
         raise ModelInvalid(
             f"{spec.name}: {folder} cannot be read: {error}.",
@@ -69,23 +76,32 @@ def _verify(spec: ModelSpec, folder: Path, progress: OnProgress | None) -> Model
         )
     raw_config, config = _read_config(spec, folder / "config.json")
     _check_task(spec, config, folder)
+    config = spell_out(config, encoder_source if spec.task == "embed" else source_of)
+    generation = read_optional(folder / "generation_config.json")
+    settings = read_optional(folder / "tokenizer_config.json")
     files = _weight_files(spec, folder, names)
     headers: dict[Path, Header] = {}
-    total = sum(file.stat().st_size for file in files)
+    stamps = {file: stamp(file) for file in files}  # before any of them is read
+    total = sum(size for size, _ in stamps.values())
     done = 0
     for file in files:
-        headers[file] = _header(spec, file)
-        done += file.stat().st_size
+        headers[file] = read_tensors(file)
+        done += stamps[file][0]
         if progress:
             progress(Progress("verify", done, total))
-    _check_shards(spec, folder, headers)
-    _check_tokenizer(spec, folder, names)
+    check_complete(folder, headers)
+    tensors = {name: t for header in headers.values() for name, t in header.tensors.items()}
+    check_sizes(config, tensors)
+    if any(name.endswith("lm_head.weight") for name in tensors):
+        config = untie(config)
+    _check_tokenizer(spec, folder, names, settings)
     digest = hashlib.sha256(raw_config)
     if spec.kind == "hub":
         digest.update(folder.name.encode())  # the commit
     if spec.adapter_path is not None:
         adapter, adapter_config = _read_adapter(spec, Path(spec.adapter_path))
-        headers[adapter] = _header(spec, adapter)
+        stamps[adapter] = stamp(adapter)
+        headers[adapter] = read_tensors(adapter)
         digest.update(adapter_config)
     for file, header in headers.items():
         _digest_file(digest, file, header)
@@ -94,15 +110,20 @@ def _verify(spec: ModelSpec, folder: Path, progress: OnProgress | None) -> Model
         path=folder,
         config=config,
         weight_files=tuple(files),
+        stamps=stamps,
         weight_bytes=sum(t.nbytes for h in headers.values() for t in h.tensors.values()),
         fingerprint=digest.hexdigest()[:32],
-        context_window=spec.context_window or _window(spec, config, folder),
+        context_window=_window(spec, config, settings),
         revision=folder.name if spec.kind == "hub" else "",
+        generation=generation,
+        vocabulary=embedding_rows(config, tensors),
+        activation_bytes=activation_bytes(tensors),
+        chat=read_chat(folder, config, generation=generation, settings=settings),
     )
 
 
 def _check_task(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> None:
-    """An embedding model does not generate, nor the other way round."""
+    """Check that the model is for this task: embedding models do not generate, nor vice versa."""
     if spec.task == "embed":
         check_encoder(config, folder)
     elif only_embeds(config):
@@ -112,12 +133,12 @@ def _check_task(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> Non
 
 
 def is_embedder(folder: Path) -> bool:
-    """Whether a folder holds a model that can embed texts and do nothing else."""
+    """Whether a folder contains a model that can only embed texts."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return isinstance(config["model_type"], str) and only_embeds(config)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return False  # `verify` says what is wrong with it
+        config = read_object(folder / "config.json")
+    except UnreadableFile:
+        return False  # `verify` reports what is wrong with it
+    return isinstance(config.get("model_type"), str) and only_embeds(config)
 
 
 def not_generating(name: str) -> ModelUnsupported:
@@ -138,21 +159,13 @@ def _final(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-def _read_object(spec: ModelSpec, file: Path) -> tuple[bytes, dict[str, Any]]:
-    if not file.is_file():
-        raise ModelInvalid(f"{spec.name}: {file} is missing.", hint=_repair(spec))
-    raw = file.read_bytes()
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ModelInvalid(f"{spec.name}: {file} is not JSON.", hint=_repair(spec)) from error
-    if not isinstance(value, dict):
-        raise ModelInvalid(f"{spec.name}: {file} is not a JSON object.", hint=_repair(spec))
-    return raw, value
-
-
 def _read_config(spec: ModelSpec, file: Path) -> tuple[bytes, dict[str, Any]]:
-    raw, config = _read_object(spec, file)
+    raw = read_bytes(file)
+    config = parse_object(file, raw)
+    if "quantization_config" not in text_config(config):
+        # NVIDIA's ModelOpt keeps it in a separate file.
+        quantised = read_optional(file.parent / "hf_quant_config.json")
+        config |= {"quantization_config": quantised} if quantised else {}
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ModelInvalid(
@@ -163,67 +176,34 @@ def _read_config(spec: ModelSpec, file: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _weight_files(spec: ModelSpec, folder: Path, names: Iterable[str]) -> list[Path]:
-    # mlx_lm.load reads model*.safetensors and nothing else.
-    weights = [n for n in names if n.startswith("model") and n.endswith(".safetensors")]
-    if weights:
-        return [folder / name for name in weights]
-    foreign = next((n for n in names if n.endswith(_FOREIGN_WEIGHTS)), None)
-    if foreign:
+    if files := weight_files(folder, names):
+        return files
+    other = next((n for n in names if n.endswith(_OTHER_WEIGHTS)), None)
+    if other:
         raise ModelUnsupported(
-            f"{spec.name}: the weights are in {foreign}; only safetensors are read.",
+            f"{spec.name}: the weights are in {other}; only safetensors are read.",
             hint="Convert the model: `mlx_lm.convert --hf-path <folder> --mlx-path <new folder>`.",
         )
     raise ModelInvalid(f"{spec.name}: {folder} has no model*.safetensors.", hint=_repair(spec))
 
 
-def _header(spec: ModelSpec, file: Path) -> Header:
-    try:
-        return read_header(file)
-    except BrokenFile as error:
-        raise ModelInvalid(f"{spec.name}: {file} {error}.", hint=_repair(spec)) from error
-
-
-def _check_shards(spec: ModelSpec, folder: Path, headers: Mapping[Path, Header]) -> None:
-    present = {file.name for file in headers}
-    missing: list[str] = []
-    for name in present:
-        if match := _SHARD.fullmatch(name):
-            stem, _, count = match.groups()
-            shards = (f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1))
-            missing += [shard for shard in shards if shard not in present]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        tensors = {name for header in headers.values() for name in header.tensors}
-        weight_map = _read_object(spec, index)[1].get("weight_map")
-        if isinstance(weight_map, dict):
-            # Converted folders may keep the index of their source: a file that the
-            # index names is missed only when its tensors are nowhere else.
-            missing += [
-                str(file)
-                for tensor, file in weight_map.items()
-                if file not in present and tensor not in tensors
-            ]
-    if missing:
-        first = min(missing)
-        raise ModelInvalid(
-            f"{spec.name}: {len(set(missing))} weight files are missing, the first is {first}.",
-            hint=_repair(spec),
-        )
-
-
-def _check_tokenizer(spec: ModelSpec, folder: Path, names: Iterable[str]) -> None:
+def _check_tokenizer(
+    spec: ModelSpec, folder: Path, names: Iterable[str], settings: Mapping[str, Any]
+) -> None:
     names = set(names)
-    if not names.intersection(_TOKENIZER_FILES) and not any(
+    if not names.intersection(_VOCABULARIES) and not any(
         name.endswith((".tiktoken", ".model")) for name in names
     ):
         raise ModelInvalid(
             f"{spec.name}: {folder} has no tokenizer (tokenizer.json or tokenizer.model).",
             hint="Copy the tokenizer files of the original model into the folder.",
         )
+    for name in names.intersection(_TOKENIZER_FILES):
+        check_regular(folder / name, limit=VOCABULARY_LIMIT)
     if "tokenizer.json" in names:
-        _check_ends(spec, folder / "tokenizer.json")
-    elif (folder / "tokenizer_config.json").is_file():
-        auto_map = _read_object(spec, folder / "tokenizer_config.json")[1].get("auto_map")
+        _check_ends(folder / "tokenizer.json")
+    else:
+        auto_map = settings.get("auto_map")
         if isinstance(auto_map, dict) and "AutoTokenizer" in auto_map:
             raise ModelUnsupported(
                 f"{spec.name}: its tokenizer runs its own code, which is not allowed.",
@@ -231,14 +211,14 @@ def _check_tokenizer(spec: ModelSpec, folder: Path, names: Iterable[str]) -> Non
             )
 
 
-def _check_ends(spec: ModelSpec, file: Path) -> None:
+def _check_ends(file: Path) -> None:
     # Parsing 30 MB of vocabulary takes half a second; a truncated one lacks its end.
-    with file.open("rb") as content:
+    with open_regular(file, limit=VOCABULARY_LIMIT) as content:
         start = content.read(64).lstrip()
-        content.seek(max(0, file.stat().st_size - 64))
+        content.seek(-min(64, os.fstat(content.fileno()).st_size), os.SEEK_END)
         end = content.read().rstrip()
     if not (start.startswith(b"{") and end.endswith(b"}")):
-        raise ModelInvalid(f"{spec.name}: {file} is not JSON.", hint=_repair(spec))
+        raise UnreadableFile(f"{file} is not JSON")
 
 
 def _read_adapter(spec: ModelSpec, folder: Path) -> tuple[Path, bytes]:
@@ -253,7 +233,8 @@ def _read_adapter(spec: ModelSpec, folder: Path) -> tuple[Path, bytes]:
             f"{spec.name}: {folder} is a PEFT adapter, which mlx-lm does not read.",
             hint="Train it with `mlx_lm.lora`, or merge it into the model.",
         )
-    raw, config = _read_object(spec, folder / "adapter_config.json")
+    raw = read_bytes(folder / "adapter_config.json")
+    config = parse_object(folder / "adapter_config.json", raw)
     if not weights.is_file():
         raise ModelInvalid(f"{spec.name}: {weights} is missing.", hint="Check adapter_path.")
     wanted = ("num_layers", "lora_parameters")
@@ -267,44 +248,27 @@ def _read_adapter(spec: ModelSpec, folder: Path) -> tuple[Path, bytes]:
 
 
 def _digest_file(digest: hashlib._Hash, file: Path, header: Header) -> None:
-    """Adds the header, the size and evenly spaced blocks of the content."""
-    size = file.stat().st_size
+    """Add the header, the size and evenly spaced blocks of the content to a hash."""
     digest.update(header.raw)
-    digest.update(str(size).encode())
-    with file.open("rb") as content:
+    with open_regular(file) as content:
+        size = os.fstat(content.fileno()).st_size
+        digest.update(str(size).encode())
         for i in range(_SAMPLES):
             content.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
             digest.update(content.read(_SAMPLE_BYTES))
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the language model, with the outer config's keys behind it."""
-    for key in _TEXT_CONFIGS:
-        inner = config.get(key)
-        if isinstance(inner, dict):
-            return {**config, **inner}
-    return dict(config)
-
-
-def _window(spec: ModelSpec, config: Mapping[str, Any], folder: Path) -> int:
-    window = _context_window(config, folder)
-    return encoder_window(config, folder, window) if spec.task == "embed" else window
-
-
-def _context_window(config: Mapping[str, Any], folder: Path) -> int:
-    flat = text_config(config)
-    for key in _CONTEXT_KEYS:
-        if (window := _positive(flat.get(key))) is not None:
-            return window
-    try:
-        tokenizer = json.loads((folder / "tokenizer_config.json").read_bytes())
-        window = _positive(tokenizer.get("model_max_length"))
-    except (OSError, ValueError, RecursionError, AttributeError):
-        window = None
-    # Tokenizers without a limit write 10**30.
-    return window if window is not None and window <= 2**24 else DEFAULT_CONTEXT_WINDOW
-
-
-def _positive(value: object) -> int | None:
-    fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if fine and isinstance(value, int) else None
+def _window(spec: ModelSpec, config: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    own = context_window(config, settings)
+    most = widest_window(config)
+    if spec.task == "embed":
+        own = most = encoder_window(config, settings, own)
+    if spec.context_window is None:
+        return own
+    if spec.context_window > most:
+        raise InvalidRequest(
+            f"{spec.name}: the context_window {spec.context_window} is more than the {most:.0f} "
+            "tokens that the model can attend to.",
+            hint="Leave context_window out, give a smaller one, or take a model with a larger one.",
+        )
+    return spec.context_window

@@ -1,16 +1,23 @@
-"""What happened: typed events, kept, logged, told in words and drawn."""
+"""What happened: typed events, kept in a bounded record, logged, explained and drawn.
+
+The guard and the backend append `events` to the `Record` in `log`. Every view goes the same
+way: `histories` puts the events of one request or job together, `spans` and `timeline` turn
+them into stretches of time, and `chart_text`, `chart_svg` and `perfetto` draw those. `explain`
+tells one request's story, `reason` what it does or waits for now. `phrases` words numbers and
+names for all of them. `speeds` measures how long things take.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 from .events import Event, Kind
 from .explain import explain
 from .log import Record
-from .perfetto import to_perfetto, write_perfetto
+from .perfetto import read_perfetto, to_perfetto, write_perfetto
 from .spans import Span
 from .timeline import Mark, Row, Timeline, overlaps, timeline
 
 if TYPE_CHECKING:
-    from .text import render_text
+    from .chart_text import render_text
 
 __all__ = [
     "Event",
@@ -23,6 +30,7 @@ __all__ = [
     "Mark",
     "timeline",
     "overlaps",
+    "read_perfetto",
     "render_text",
     "to_perfetto",
     "write_perfetto",
@@ -32,7 +40,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Only what draws in a terminal pays for the import of rich.
     if name == "render_text":
-        from .text import render_text
+        from .chart_text import render_text
 
         return render_text
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

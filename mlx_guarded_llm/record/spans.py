@@ -1,4 +1,4 @@
-"""Lives as spans of time: each stretch that a request or a job spent in one state."""
+"""Histories as spans of time: each stretch that a request or a job spent in one state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from . import words
-from .lives import JobLife, RequestLife
+from . import phrases
+from .histories import JobHistory, RequestHistory
 
 SpanKind = Literal[
     "waiting",
@@ -33,17 +33,17 @@ class Span:
     Attributes:
         kind: the state. A request is waiting, generating, paused, or recovering when an
             engine lost it, until it goes on; a job is waiting, deferred, then loading,
-            unloading or running (foreign work).
+            unloading or running (a user's function).
         start: seconds of `time.monotonic()`.
         end: likewise; not before `start`.
-        row: the model, or `timeline.FOREIGN`.
+        row: the model, or `timeline.RUNS`.
         label: the request, or the job in words.
         phase: of generating, "prefill" or "decode"; else "".
-        lane: spans of one row that overlap in time lie in different lanes.
+        lane: spans of one row that overlap in time have different lanes.
         request_id: the request it belongs to, or the one that asked for the job.
         job_id: the job it belongs to, or None.
         cause: why it is in this state, if known.
-        unfinished: it was still so when the record ended.
+        unfinished: the record ended during it.
     """
 
     kind: SpanKind
@@ -64,11 +64,11 @@ class Span:
 
     @property
     def state(self) -> str:
-        """What it is drawn as: the phase of a generation, else the kind."""
+        """What it is drawn as: the phase of a generation, or else the kind."""
         return self.phase or self.kind
 
 
-def job_spans(job: JobLife, row: str, last: float) -> list[Span]:
+def job_spans(job: JobHistory, row: str, last: float) -> list[Span]:
     """A job's states: waiting, deferred, then the work itself. `last` closes open ones."""
     states: list[tuple[SpanKind, float | None]] = [
         ("waiting", job.queued),
@@ -86,25 +86,25 @@ def job_spans(job: JobLife, row: str, last: float) -> list[Span]:
             label=job.name,
             request_id=job.request_id,
             job_id=job.job_id,
-            cause=f"behind {words.who(job.waiting_for)}"
+            cause=f"behind {phrases.who(job.waiting_for)}"
             if kind == "deferred" and job.waiting_for
             else "",
         )
         for (kind, start), end in zip(begun, ends, strict=False)
-        # A work of no length still excludes; a wait of no length is none.
+        # A job of no length still excludes generations; a wait of no length is no wait.
         if end > start or kind in EXCLUSIVE.values()
     ]
     return _left_open(spans) if job.ended is None else spans
 
 
-def request_spans(request: RequestLife, loads: Sequence[Interval], last: float) -> list[Span]:
+def request_spans(request: RequestHistory, loads: Sequence[Interval], last: float) -> list[Span]:
     """A request's states: waiting, then generating and paused by turns.
 
     Args:
-        request: its life.
-        loads: its model's loads, in order of time. They show why it waits, so that it
-            counts as waiting only outside of them.
-        last: where an open state is closed.
+        request: its history.
+        loads: its model's loads, in order of time. Their own spans show the wait, so the
+            request is waiting only outside of them.
+        last: the end of a state that is still open.
     """
     end = last if request.ended is None else request.ended
     bare = Span(
@@ -118,7 +118,7 @@ def request_spans(request: RequestLife, loads: Sequence[Interval], last: float) 
     spans = []
     if request.queued is not None:
         until = end if request.started is None else request.started
-        cause = f"behind {words.who(request.waiting_for)}" if request.waiting_for else ""
+        cause = f"behind {phrases.who(request.waiting_for)}" if request.waiting_for else ""
         for start, stop in _outside(request.queued, until, loads):
             spans.append(replace(bare, start=start, end=stop, cause=cause))
     if request.started is not None:
@@ -143,7 +143,7 @@ def _generating(bare: Span, start: float, end: float, first_token: float | None)
 
 
 def _outside(start: float, end: float, covers: Sequence[Interval]) -> Iterator[Interval]:
-    """The parts of start..end that no cover covers. Covers are ordered and disjoint."""
+    """The parts of start..end outside of all covers, which are ordered and disjoint."""
     first = max(0, bisect_left(covers, (start,)) - 1)
     for cover_start, cover_end in covers[first:]:
         if cover_start >= end:

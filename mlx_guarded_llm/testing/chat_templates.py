@@ -1,4 +1,4 @@
-"""ChatML, as Qwen writes it, with thinking and tools where they are wanted."""
+"""ChatML as Qwen writes it, with optional thinking and tools."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ CALLS    {{- '<|im_end|>\\n' }}
 THINKING{%- endif %}
 """
 
-# Qwen 3: the model opens its thinking itself; switched off, the prompt closes it.
+# As in Qwen 3: the model opens its thinking itself; without thinking the prompt closes it.
 _CLOSED = """\
     {%- if enable_thinking is defined and not enable_thinking %}
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 """
 
-# DeepSeek R1: the prompt opens the thinking, so the answer begins inside it.
+# As in DeepSeek R1: the prompt opens the thinking, so the answer begins inside it.
 _OPEN = """\
     {{- '<think>\\n' }}
 """
@@ -64,7 +64,7 @@ def chatml(*, thinking: Thinking = False, tools: bool = False) -> str:
 def choose_template(
     chat_template: bool | str | None, *, thinking: Thinking, tools: bool
 ) -> str | None:
-    """The template itself: True is ChatML, a text is taken as it is, None is none."""
+    """The template: True is ChatML, a text is used as it is, None is no template."""
     if isinstance(chat_template, str):
         return chat_template
     return chatml(thinking=thinking, tools=tools) if chat_template else None

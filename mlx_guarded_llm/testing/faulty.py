@@ -1,7 +1,7 @@
-"""A backend that fails on purpose, for tests of what stands above a backend.
+"""A backend that fails on purpose, for tests of what is above a backend.
 
-It stands at the seam: `GuardedLLM` and the adapters see the calls of a `Backend`. Each
-call takes the next fault planned for its model; without one it goes to the real backend.
+`GuardedLLM` and the adapters call it as a `Backend`. Each call takes the next fault that is
+planned for its model; without one it goes to the real backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from mlx_guarded_llm.guarded.candidate import as_chunk
+from mlx_guarded_llm.fallback.candidate import as_chunk
 from mlx_guarded_llm.results import Chunk, Provenance, Result, Usage
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Broken:
-    """The answer breaks off with `error` after `pieces` of it; a whole answer never comes."""
+    """A stream fails with `error` after this many pieces; a whole answer fails at once."""
 
     error: Exception
     pieces: int = 1
@@ -29,7 +29,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Says:
-    """The answer is this, instead of the model's own."""
+    """This is the answer, instead of the model's own."""
 
     text: str = ""
     reasoning: str = ""
@@ -38,7 +38,7 @@ class Says:
 
 @dataclass(frozen=True)
 class Options:
-    """The real answer, but with options changed: `Options({"max_tokens": 2})`."""
+    """The real answer, with changed options: `Options({"max_tokens": 2})`."""
 
     changes: Mapping[str, Any]
 
@@ -51,13 +51,13 @@ CUT_THINKING = Says(reasoning="Let me see. First", finish_reason="length")
 
 
 class FaultyBackend:
-    """Passes calls on to a real backend, but for the faults.
+    """Passes calls on to a real backend, except those with a fault.
 
     Args:
-        backend: the real one; None when every call has a fault or `answers` helps.
-        faults: for a model, what happens to its calls, in order.
-        answers: for a model, its answer when it has no fault left and there is no
-            real backend.
+        backend: the real one; None if every call has a fault or an entry in `answers`.
+        faults: the faults of each model's calls, in order.
+        answers: the answer of each model that has no fault left, instead of the real
+            backend's.
 
     Attributes:
         calls: (model, options) of every call that came in.
@@ -81,6 +81,10 @@ class FaultyBackend:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
+
+    def full_name(self, model: str) -> str:
+        name: str = model if self._backend is None else self._backend.full_name(model)
+        return name
 
     def generate(self, model: str, prompt: Any, **arguments: Any) -> Result:
         said, arguments = self._next(model, arguments)
@@ -128,7 +132,7 @@ class FaultyBackend:
 
 
 class _Pieces:
-    """The words of an answer, for `for` and `async for`."""
+    """An answer word by word, for `for` and `async for`."""
 
     def __init__(self, said: Exception | Broken | Says, whole: Callable[[], Result]) -> None:
         self._error: Exception | None = None

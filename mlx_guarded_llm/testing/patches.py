@@ -2,8 +2,8 @@
 
 A function is replaced wherever a module holds it (`mlx_lm.load`, `mlx_lm.utils.load`,
 a user's `from mlx_lm import load`), and put back the same way. Work inside a section
-of the same thread belongs to that section: the wrappers then add nothing, so that
-the engine's own reports are never counted twice.
+of the same thread belongs to that section and is not counted again, so the engine's own
+reports are never counted twice.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ _patches: Patches | None = None
 
 
 def apply(witness: Witness) -> None:
-    """Wrap everything for `witness`; raises RuntimeError if that was done already."""
+    """Wrap everything for `witness`.
+
+    Raises:
+        RuntimeError: everything is wrapped already.
+    """
     global _patches
     if _patches is not None:
         raise RuntimeError("a witness is installed already; call uninstall() first")
@@ -67,7 +71,7 @@ def apply(witness: Witness) -> None:
 
 
 def undo() -> None:
-    """Put everything back; does nothing if nothing is wrapped."""
+    """Put everything back. Does nothing if nothing is wrapped."""
     global _patches
     if _patches is not None:
         _patches.undo()
@@ -75,10 +79,10 @@ def undo() -> None:
 
 
 class Patches:
-    """One set of wrappers, from its making to `undo`."""
+    """One set of wrappers, until `undo`."""
 
     def __init__(self, witness: Witness) -> None:
-        # None after undo: a wrapper that somebody still holds then passes through.
+        # None after undo, so that a wrapper still in use passes calls through.
         self.witness: Witness | None = witness
         self._functions: list[tuple[Function, Function]] = []
         self._methods: list[tuple[type, str, Function]] = []
@@ -89,7 +93,7 @@ class Patches:
         """Wrap everything."""
         import mlx.core as mx
 
-        # By path: the name `generate` in the package is the function, not the module.
+        # Imported by path, because the name `generate` in the package is the function.
         generate = importlib.import_module("mlx_lm.generate")
         utils = importlib.import_module("mlx_lm.utils")
 
@@ -116,7 +120,7 @@ class Patches:
 
     def _function(self, module: Any, name: str, wrap: Callable[[Function], Function]) -> None:
         original = getattr(module, name, None)
-        if original is not None:  # versions differ in what they have
+        if original is not None:  # not every version has all of them
             wrapper = wrap(original)
             self._functions.append((original, wrapper))
             _replace(original, wrapper)
@@ -178,7 +182,7 @@ class Patches:
         return wrapper
 
     def _tokens(self, tokens: Any, name: str) -> Iterator[Any]:
-        """Pass on what a generator of tokens yields; each `next` of it is a step."""
+        """Pass on the tokens of a generator; each `next` is a step."""
         generation: Generation | None = None
         try:
             while True:
@@ -223,7 +227,7 @@ class Patches:
                     weakref.finalize(batch, watched.generation.end)
                 with witness.step(name, generation=watched.generation):
                     result = original(batch, *args, **kwargs)
-            # `next` returns (of prompts, of generations), `next_generated` the latter.
+            # `next` returns responses (of prompts, of generations), `next_generated` the latter.
             responses = result[1] if isinstance(result, tuple) else result
             watched.left(r.uid for r in responses if r.finish_reason is not None)
             return result
@@ -256,13 +260,13 @@ _END = object()
 
 @dataclass
 class Batch:
-    """What is known of one BatchGenerator: one running generation for all its uids."""
+    """One BatchGenerator, seen as one generation for all its uids."""
 
     uids: set[int] = field(default_factory=set)
     generation: Generation | None = None
 
     def left(self, uids: Iterable[int]) -> None:
-        """These are finished or removed; with the last of them the generation ends."""
+        """These uids are finished or removed. The generation ends with the last of them."""
         self.uids.difference_update(uids)
         if not self.uids and self.generation is not None:
             self.generation.end()

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_guarded_llm.engine.rail import WITNESS_VARIABLE
+from mlx_guarded_llm.engine.observer import WITNESS_VARIABLE
 from mlx_guarded_llm.testing import witness as witness_module
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, install the witness, become the script."""
+    """Parse the command line, install the witness and run the script."""
     parser = argparse.ArgumentParser(
         prog="python -m mlx_guarded_llm.testing.witness",
         description="Run a Python script; abort it when two pieces of MLX work overlap.",
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS")
     options = parser.parse_args(arguments)
 
-    # An engine in a child process installs its own witness by this variable.
+    # With this variable an engine in a child process installs a witness of its own.
     os.environ[WITNESS_VARIABLE] = "1"
     witness = witness_module.install()
     sys.argv = [options.script, *options.args]

@@ -1,14 +1,19 @@
 """A model whose greedy answer is a given text.
 
-It is a real Llama whose attention and feed-forward blocks are silent, so the next
-token depends on the last one alone: a Markov chain. The text is cut into pieces,
+It is a real Llama whose attention and feed-forward blocks add nothing, so the next token
+depends on the last one alone: a Markov chain. The text is cut into pieces,
 each its own token; the head leads from each piece to the next, from any other token
 to the first piece, and from the last piece to the end of the turn.
+
+A model with several answers has a chain for each. Its chat template chooses the next one, mostly
+by how many the conversation already has, and ends with a byte that no text contains, from which
+the head leads to that answer.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +34,20 @@ from mlx_guarded_llm.testing.tokenizer_files import (
 )
 
 CERTAIN = 60.0
-"""Logit of the scripted token: far enough from the rest that sampling follows it too."""
+"""Logit of the scripted token, so far above the others that sampling follows it too."""
+
+_SEEDS = 8  # tried before the hidden size is doubled
+_TURNS = "\x01\x02\x03\x04\x05\x06\x07\x08"
+
+_ANSWERED = 'messages | selectattr("role", "equalto", "assistant") | list | length'
 
 
 def make_scripted_model(
     folder: str | Path,
     text: str,
     *,
+    later: Sequence[str] = (),
+    turn: str = _ANSWERED,
     piece_bytes: int = 3,
     loop: bool = False,
     context_window: int = 2048,
@@ -53,6 +65,9 @@ def make_scripted_model(
         text: the answer. Markers such as `<think>` are single tokens at their first
             appearance if `thinking` or `tools` is set. mlx-lm's detokenizer drops one
             leading space, so it is refused.
+        later: the answers to conversations that have one answer already, two, and so on. The
+            last of them answers all longer ones.
+        turn: which of the answers is next, from 0; a Jinja expression about `messages`.
         piece_bytes: about how many bytes of UTF-8 one token carries, at least 2; a
             piece grows where it would be the same as another. Characters are cut
             through wherever the count says so.
@@ -66,21 +81,33 @@ def make_scripted_model(
         The folder.
 
     Raises:
-        ValueError: an empty text or a leading space, or `piece_bytes` below 2.
+        ValueError: an empty text or a leading space, `piece_bytes` below 2, more later answers
+            than there are bytes for them, or later answers without a chat template.
     """
-    if not text or text.startswith(" "):
+    texts = (text, *later)
+    if any(not each or each.startswith(" ") for each in texts):
         raise ValueError("the text must not be empty or begin with a space")
+    if len(later) > len(_TURNS):
+        raise ValueError(f"there are {len(later)} later answers; {len(_TURNS)} are the most")
     if piece_bytes < 2:
         raise ValueError(f"piece_bytes is {piece_bytes}; single bytes are prompt tokens")
     markers = (THINKING_TOKENS if thinking else ()) + (TOOL_TOKENS if tools else ())
-    script = cut(text, piece_bytes=piece_bytes, markers=markers)
-    pieces = tuple(step for step in script if step not in markers and len(step) > 1)
+    scripts = cut(*texts, piece_bytes=piece_bytes, markers=markers)
+    steps = [step for script in scripts for step in script]
+    pieces = tuple(step for step in steps if step not in markers and len(step) > 1)
     vocabulary = build_vocabulary(thinking=bool(thinking), tools=tools, unreachable=pieces)
-    ids = [{**vocabulary.bpe, **vocabulary.added}[step] for step in script]
+    template = choose_template(chat_template, thinking=thinking, tools=tools)
+    if later:
+        if template is None:
+            raise ValueError("later answers need a chat template, which counts the earlier ones")
+        turns = _TURNS[: len(later)]
+        template += (
+            f"{{%- if add_generation_prompt %}}{{{{- {turns!r}[:{turn}][-1:] }}}}{{%- endif %}}"
+        )
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sizes, tensors = _chain(ids, vocabulary, loop=loop, context_window=context_window)
+    sizes, tensors = _chains(scripts, vocabulary, loop=loop, context_window=context_window)
     config: dict[str, Any] = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -93,41 +120,50 @@ def make_scripted_model(
     }
     write_json(folder / "config.json", config)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "mlx"})
-    template = choose_template(chat_template, thinking=thinking, tools=tools)
     write_tokenizer(folder, vocabulary, chat_template=template, context_window=context_window)
     return folder
 
 
-def cut(text: str, *, piece_bytes: int, markers: tuple[str, ...] = ()) -> list[str]:
-    """Cut a text into vocabulary entries, no two of them the same.
+def cut(*texts: str, piece_bytes: int, markers: tuple[str, ...] = ()) -> list[list[str]]:
+    """Cut texts into vocabulary entries, no two of them the same.
 
     Args:
-        text: what the entries together decode to.
+        texts: what the entries of each script together decode to.
         piece_bytes: bytes per piece, unless a piece must grow to be unique.
         markers: tokens that are taken whole at their first appearance.
     """
-    script: list[str] = []
     pieces: set[bytes] = set()
+    left = [*markers]  # those that have not appeared
+    scripts = []
+    for text in texts:
+        script: list[str] = []
+        for segment in _segments(text, left):
+            if segment in left:
+                left.remove(segment)
+                script.append(segment)
+            elif segment:
+                script += [
+                    spell(piece) for piece in _unique_pieces(segment.encode(), piece_bytes, pieces)
+                ]
+        scripts.append(script)
+    return scripts
+
+
+def _segments(text: str, markers: Sequence[str]) -> list[str]:
+    """The text split at the first appearance of each marker; the markers are segments too."""
     pattern = "|".join(re.escape(marker) for marker in markers)
-    rest = text
     segments: list[str] = []
+    rest = text
     for marker in re.findall(pattern, text) if markers else []:
         if marker in segments:
             continue
         before, _, rest = rest.partition(marker)
         segments += [before, marker]
-    for segment in [*segments, rest]:
-        if segment in markers:
-            script.append(segment)
-        elif segment:
-            script += [
-                spell(piece) for piece in _unique_pieces(segment.encode(), piece_bytes, pieces)
-            ]
-    return script
+    return [*segments, rest]
 
 
 def _unique_pieces(segment: bytes, piece_bytes: int, taken: set[bytes]) -> list[bytes]:
-    """Cut one segment into pieces that nobody took yet, and take them."""
+    """Cut one segment into pieces that are not taken yet, and take them."""
     pieces: list[bytes] = []
     start = 0
     while start < len(segment):
@@ -156,30 +192,38 @@ def _single_bytes(segment: bytes, taken: set[bytes]) -> list[bytes]:
     return pieces
 
 
-def _chain(
-    script: list[int], vocabulary: Vocabulary, *, loop: bool, context_window: int
+def _chains(
+    scripts: Sequence[Sequence[str]], vocabulary: Vocabulary, *, loop: bool, context_window: int
 ) -> tuple[Sizes, dict[str, npt.NDArray[np.float32]]]:
-    """Weights of the Markov chain.
+    """Weights of the Markov chains.
 
-    Each state (no step yet, after step 1, after step 2, ...) has a random code of
+    Each state (no step of a script yet, after step 1, after step 2, ...) has a random code of
     +1 and -1. A token's embedding is the code of the state it leaves the chain in; the
     head's row of a token is the code of the state that leads to it. The codes have
     unit mean square, so RMSNorm leaves them as they are.
     """
-    goal = script[0] if loop else vocabulary.eos_token_id
+    ids = {**vocabulary.bpe, **vocabulary.added}
     vocab_size = -(-len(vocabulary) // 64) * 64
-    state_of = np.zeros(vocab_size, dtype=np.int64)
-    state_of[script] = np.arange(1, len(script) + 1)
-    hidden = 128
+    state_of = np.zeros(vocab_size, dtype=np.int64)  # any other token begins the first script
+    leads: list[tuple[int, int]] = []  # a state, and the token that follows it
+    states = 0
+    for script, turn in zip(scripts, ("", *_TURNS), strict=False):
+        tokens = [ids[step] for step in script]
+        if turn:
+            state_of[ids[spell(turn.encode())]] = states
+        state_of[tokens] = np.arange(states + 1, states + 1 + len(tokens))
+        goal = tokens[0] if loop else vocabulary.eos_token_id
+        leads += zip(range(states, states + 1 + len(tokens)), (*tokens, goal), strict=True)
+        states += 1 + len(tokens)
+    hidden, seed = 128, 0
     while True:
-        codes = np.random.default_rng(hidden).choice((-1.0, 1.0), (len(script) + 1, hidden))
-        overlap = np.abs(codes @ codes.T - hidden * np.eye(len(codes))).max()
-        if overlap < hidden / 2:
+        codes = np.random.default_rng((hidden, seed)).choice((-1.0, 1.0), (states, hidden))
+        head = np.zeros((vocab_size, hidden))
+        for state, token in leads:
+            head[token] += codes[state]
+        if _margin(codes @ head.T, leads) > hidden / 2:
             break
-        hidden *= 2
-    head = np.zeros((vocab_size, hidden))
-    head[script] = codes[:-1]
-    head[goal] += codes[-1]
+        hidden, seed = (hidden, seed + 1) if seed < _SEEDS else (2 * hidden, 0)
     sizes = Sizes(vocab_size, hidden, layers=1, context_window=context_window)
     tensors = {
         name: np.full(shape, 1.0 if "norm" in name else 0.0, dtype=np.float32)
@@ -188,3 +232,11 @@ def _chain(
     tensors["model.embed_tokens.weight"] = codes[state_of].astype(np.float32)
     tensors["lm_head.weight"] = (head * CERTAIN / hidden).astype(np.float32)
     return sizes, tensors
+
+
+def _margin(logits: npt.NDArray[np.float64], leads: Sequence[tuple[int, int]]) -> float:
+    """By how much the logit of each state's token is above those of all others, at least."""
+    states, tokens = np.array(leads).T
+    others = logits.copy()
+    others[states, tokens] = -np.inf
+    return float((logits[states, tokens] - others[states].max(axis=1)).min())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 Kind = Literal["load", "unload", "foreign", "step", "eval"]
 
 EXCLUSIVE: frozenset[Kind] = frozenset({"load", "unload", "foreign"})
-"""Work that no unfinished generation may be beside, on whatever thread."""
+"""Work during which no generation may be unfinished, on any thread."""
 
 
 class Section(AbstractContextManager[None]):
@@ -42,12 +41,7 @@ class Section(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self.witness._enter(self)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.witness._exit(self)
 
 
@@ -70,29 +64,24 @@ class Generation(AbstractContextManager["Generation"]):
         return f"unfinished generation of {self.model}"
 
     def begin(self) -> None:
-        """From now on it is unfinished."""
+        """The generation is unfinished from now on."""
         self.witness._begin(self)
 
     def end(self) -> None:
-        """It is over; ending twice does nothing."""
+        """The generation is over. Ending it twice does nothing."""
         self.witness.generation_ended(self.request_id)
 
     def pause(self) -> None:
-        """It is synchronised at a token boundary: nothing of it is in flight."""
+        """The generation is synchronised at a token boundary; nothing of it is in flight."""
         self.running = False
 
     def resume(self) -> None:
-        """It may step again."""
+        """The generation may step again."""
         self.running = True
 
     def __enter__(self) -> Generation:
         self.begin()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()

@@ -55,14 +55,14 @@ def make_tiny_model(
 ) -> Path:
     """Write a model with random weights.
 
-    Its answers are noise, mostly printable, different for each prompt and seed; they
-    run to `max_tokens`, because the end-of-turn token is made unlikely.
+    Its answers are noise, mostly printable, and differ by prompt and seed. They run to
+    `max_tokens`, because the end-of-turn token is unlikely.
 
     Args:
         folder: where to write; made if missing.
         architecture: one of `ARCHITECTURES`.
         seed: the same seed gives the same bytes.
-        vocab_size: rows of the embedding; those beyond the tokenizer's are dead.
+        vocab_size: rows of the embedding; those beyond the tokenizer's vocabulary are never used.
         hidden_size: a multiple of 64.
         layers: number of layers.
         context_window: `max_position_embeddings` of the config.
@@ -155,7 +155,7 @@ def _random_weights(
 
 
 def _loudness(shapes: Shapes, vocabulary: Vocabulary) -> npt.NDArray[np.float64]:
-    """How loud each token's logit is: printable bytes loudest, special tokens silent."""
+    """A factor for each token's logit: highest for printable bytes, 0 for special tokens."""
     rows = next(shape[0] for name, shape in shapes.items() if "embed" in name)
     loudness = np.zeros(rows)
     loudness[: len(vocabulary.bpe)] = 1.0

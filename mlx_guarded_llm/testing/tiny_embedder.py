@@ -117,7 +117,7 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _write_tokenizer(folder: Path, pieces: list[str], context_window: int) -> None:
     tokenizer = {
         "version": "1.0",
-        # As in many real folders; whoever loads it must not keep to them.
+        # As in many real folders. Code that loads the model must ignore them.
         "truncation": {
             "direction": "Right",
             "max_length": context_window // 2,

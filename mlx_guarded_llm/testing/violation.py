@@ -22,10 +22,10 @@ class Violation:
 
     Attributes:
         entered: the work that began, such as "load of phi3".
-        beside: the work that was not over, such as "generation of llama".
+        beside: the work that was still in progress, such as "generation of llama".
         models: the model, or the label, of each of the two.
-        threads: the name of each one's thread; "?" for a generation that never stepped.
-        message: both of them in the style of Metal's assertion, and where both are.
+        threads: the name of the thread of each; "?" for a generation that never stepped.
+        message: both of them in the style of Metal's assertion, with their stacks.
     """
 
     entered: str

@@ -1,13 +1,13 @@
-"""A guard-rail that ends the process when two pieces of MLX work overlap.
+"""The witness: it ends the process when two pieces of MLX work overlap.
 
-On Metal such an overlap once aborted the process from inside the driver. Here it
-does so everywhere, at once, and the message names both sides. The witness is told
-what happens in two ways: the engine reports through `mlx_guarded_llm.engine.rail`,
+On Metal such an overlap once aborted the process from inside the driver. The witness aborts
+it at once, on every back end, and its message names both sides. It learns what happens in two
+ways: it is an `mlx_guarded_llm.engine.observer.Observer` of the engine,
 and `install()` wraps the entry points of MLX and mlx-lm for everybody else.
 
     python -m mlx_guarded_llm.testing.witness your_script.py --its arguments
 
-`Witness` itself knows nothing of MLX: it only keeps account of who is inside.
+`Witness` itself knows nothing of MLX. It only keeps account of the work in progress.
 """
 
 from __future__ import annotations
@@ -20,11 +20,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine.observer import Observer, Work, set_process_observer
 from mlx_guarded_llm.testing.sections import EXCLUSIVE, Generation, Kind, Section
 from mlx_guarded_llm.testing.violation import Violation
 
 __all__ = ["Violation", "Witness", "abort", "install", "uninstall", "witnessed"]
+
+_KINDS: dict[Work, Kind] = {
+    "load": "load",
+    "unload": "unload",
+    "run": "foreign",
+    "step": "step",
+}
 
 
 def abort(violation: Violation) -> None:
@@ -32,8 +39,8 @@ def abort(violation: Violation) -> None:
     os.abort()
 
 
-class Witness:
-    """Keeps account of the MLX work in progress; implements `rail.Rail`.
+class Witness(Observer):
+    """Keeps account of the MLX work in progress, by the engine and by all other code.
 
     Safe to call from any thread, and each thread may nest its sections. An entry or
     an exit is a lock and a few dictionary operations.
@@ -47,17 +54,18 @@ class Witness:
         """Make a witness.
 
         Args:
-            on_violation: called after the message went to stderr, while every other
-                thread is held at its next entry, so it must not wait for one. If it
-                returns, the work goes on: `Witness(on_violation=found.append)`.
+            on_violation: called after the message was written to stderr. Meanwhile every
+                other thread is held at its next entry, so it must not wait for one. If
+                it returns, the work goes on: `Witness(on_violation=found.append)`.
         """
         self.seen: Counter[Kind] = Counter()
         self._on_violation = on_violation
-        # Re-entrant, for the garbage collector may end a generation at any moment.
+        # Re-entrant, because the garbage collector may end a generation at any moment.
         self._lock = threading.RLock()
         self._inside: dict[int, list[Section]] = {}
         self._generations: dict[str, Generation] = {}
         self._numbers = itertools.count(1)
+        self._of_engine: Section | None = None  # the engine does one piece of work at a time
 
     def load(self, model: str) -> Section:
         """The weights of `model` are read and evaluated."""
@@ -76,31 +84,47 @@ class Witness:
         return Section(self, "step", model, generation)
 
     def evaluation(self, label: str) -> Section:
-        """A bare evaluation; only another thread's work is in its way."""
+        """A bare evaluation. It conflicts only with work of another thread."""
         return Section(self, "eval", label)
 
     def generation(self, model: str) -> Generation:
         """A generation that has not begun yet; see `Generation`."""
         return Generation(self, model, f"generation-{next(self._numbers)}")
 
+    def began(self, work: Work, model: str) -> None:
+        """See `Observer.began`."""
+        section = Section(self, _KINDS[work], model)
+        section.__enter__()
+        self._of_engine = section
+
+    def computed(self) -> None:
+        """See `Observer.computed`."""
+        self.ended()
+
+    def ended(self) -> None:
+        """See `Observer.ended`."""
+        section, self._of_engine = self._of_engine, None
+        if section is not None:
+            section.__exit__()
+
     def generation_began(self, model: str, request_id: str) -> None:
-        """See `rail.Rail.generation_began`."""
+        """See `Observer.generation_began`."""
         Generation(self, model, request_id).begin()
 
     def generation_ended(self, request_id: str) -> None:
-        """See `rail.Rail.generation_ended`."""
+        """See `Observer.generation_ended`."""
         with self._lock:
             self._generations.pop(request_id, None)
 
     def paused(self, models: Iterable[str]) -> None:
-        """See `rail.Rail.paused`."""
+        """See `Observer.paused`."""
         wanted = {*models}
         for generation in self._unfinished():
             if generation.model in wanted:
                 generation.pause()
 
     def resumed(self) -> None:
-        """See `rail.Rail.resumed`."""
+        """See `Observer.resumed`."""
         for generation in self._unfinished():
             generation.resume()
 
@@ -129,14 +153,14 @@ class Witness:
                     if section.advances(generation):
                         generation.thread, generation.running = here, True
             if beside is not None:
-                # Still locked: nobody else enters, and the first overlap is the one told.
+                # Still locked, so nothing else enters and the first overlap is the one reported.
                 violation = Violation.between(section, beside)
                 sys.stderr.write(violation.message + "\n")
                 sys.stderr.flush()
                 try:
                     self._on_violation(violation)
                 except BaseException:
-                    self._exit(section)  # an entry that raises has not happened
+                    self._exit(section)  # an entry that raises does not count
                     raise
 
     def _exit(self, section: Section) -> None:
@@ -148,9 +172,9 @@ class Witness:
                 del self._inside[ident]
 
     def _conflict(self, section: Section, here: threading.Thread) -> Section | Generation | None:
-        """The decision tree: what `section` may not be beside, or None.
+        """The decision tree: what `section` conflicts with, or None.
 
-        1. Another thread is in a section: they overlap, whatever the two are.
+        1. Another thread is in a section: the two overlap, whatever they are.
         2. A load, unload or foreign section beside a running generation.
         3. A step or evaluation beside a generation that another thread runs: between
            two steps its next token is in flight.
@@ -176,11 +200,11 @@ def install(
 ) -> Witness:
     """Watch this process from now on: the engine, and all use of MLX and mlx-lm.
 
-    Call it before generations begin; what already runs is not known to it.
+    Call it before generations begin, as it does not know what already runs.
 
     Args:
-        witness: the witness to use; by default a new one.
-        on_violation: for that new one.
+        witness: the witness to use; a new one by default.
+        on_violation: passed to a new witness.
 
     Raises:
         RuntimeError: another witness is installed.
@@ -189,7 +213,7 @@ def install(
 
     witness = witness or Witness(on_violation=on_violation)
     patches.apply(witness)
-    rail.set_rail(witness)
+    set_process_observer(witness)
     return witness
 
 
@@ -198,7 +222,7 @@ def uninstall() -> None:
     from mlx_guarded_llm.testing import patches
 
     patches.undo()
-    rail.set_rail(None)
+    set_process_observer(None)
 
 
 @contextmanager

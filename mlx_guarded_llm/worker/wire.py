@@ -1,8 +1,8 @@
-"""Frames on the socket between parent and worker, and what the two say of themselves.
+"""Frames on the socket between parent and worker, and how the two introduce themselves.
 
-A frame is its length, 8 bytes, and that many bytes of a pickled list of messages. Both
-ends are one program at one version, which the first frame makes sure of: it holds plain
-values only, so that any version can read any other's.
+A frame is a length (8 bytes), and that many bytes of a pickled list of messages. Both ends
+must be the same version. The first frame makes sure of that: it holds plain values only, so
+that any version can read it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from ..engine.protocol import EngineOptions
 from ..errors import EngineDied
 
-PROTOCOL = 2  # of this module and `engine.protocol`; a change of either may raise it
-MAX_FRAME = 4 * 1024**3  # bytes; what is sent is far smaller, nonsense mostly larger
+PROTOCOL = 3  # of this module and `engine.protocol`; raised when either changes
+MAX_FRAME = 4 * 1024**3  # bytes; real messages are far smaller, nonsense is mostly larger
 
 _HEADER = struct.Struct("!Q")
 
@@ -48,8 +48,8 @@ class Welcome:
     """The parent's first message: how the engine is to work.
 
     Attributes:
-        sys_path: the parent's; what the worker's lacks is added to its end.
-        log_level: of what it logs the parent wants to hear.
+        sys_path: the parent's; entries that the worker's lacks are added to its end.
+        log_level: the lowest level of records that the parent wants.
     """
 
     options: EngineOptions
@@ -59,14 +59,14 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Imported:
-    """From the worker: MLX is imported, which took so many seconds."""
+    """From the worker: MLX is imported, and how long that took."""
 
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """From the worker: something was logged by the library there."""
+    """From the worker: a record that the library logged there."""
 
     name: str
     level: int

@@ -20,7 +20,7 @@ def raw(*lines: tuple[str, int]) -> str:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A file of our package, whose lines call MLX."""
-    file = tmp_path / "mlx_guarded_llm" / "engine" / "batch.py"
+    file = tmp_path / "mlx_guarded_llm" / "engine" / "decode" / "batch.py"
     file.parent.mkdir(parents=True)
     file.write_text("mx.async_eval(logits)\nmx.eval(inputs)\ntokens = inputs.tolist()\n")
     return file
@@ -38,7 +38,7 @@ def test_the_stacks_of_the_mlx_thread_alone() -> None:
 
 def test_shares_go_to_the_innermost_place_and_to_waiting(source: Path) -> None:
     loop = "_run (/usr/lib/threading.py:5)"
-    nn = f"__call__ ({source.parents[2]}/site/mlx/nn/layers/linear.py:7)"
+    nn = f"__call__ ({source.parents[3]}/site/mlx/nn/layers/linear.py:7)"
     text = raw(
         (f"{THREAD};{loop};_step ({source}:1)", 1),
         (f"{THREAD};{loop};_step ({source}:2)", 4),
@@ -56,7 +56,7 @@ def test_shares_go_to_the_innermost_place_and_to_waiting(source: Path) -> None:
 
 
 def test_files_are_named_as_they_are_imported(source: Path) -> None:
-    assert flame.short(f"a.b ({source}:3)") == "a.b (mlx_guarded_llm/engine/batch.py)"
+    assert flame.short(f"a.b ({source}:3)") == "a.b (mlx_guarded_llm/engine/decode/batch.py)"
     assert flame.short("run (/somewhere/else/threading.py:3)") == "run (threading.py)"
     assert flame.short("<native>") == "<native>"
     assert flame.short("a.b (mlx_lm/generate.py)") == "a.b (mlx_lm/generate.py)"

@@ -106,7 +106,7 @@ def test_an_answer_cut_short_keeps_what_came(side: Stand) -> None:
 def test_an_answer_that_goes_on_no_more_is_given_up(
     side: Stand, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(Stand, "patience", 0.2)
     assert "TimeoutError" in ask(side, behaviour).error
 
 

@@ -12,7 +12,7 @@ from tenacity import (
 )
 
 from mlx_guarded_llm import Candidate, Chunk, GuardedLLM, Provenance, Result, Usage
-from mlx_guarded_llm.guarded import Call
+from mlx_guarded_llm.fallback import Call
 
 from ._faces import SOON, Answer, Conversation, Face, read
 
@@ -51,7 +51,7 @@ class Direct(Face):
     async def ask_with_retry(self, llm: Any, text: str) -> Any:
         return await retrying(self, llm, text)
 
-    def foreign(self, text: str) -> Candidate:
+    def external(self, text: str) -> Candidate:
         return _Other(text)
 
     def inspect(self, llm: Any) -> None:

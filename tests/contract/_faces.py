@@ -30,7 +30,7 @@ class Answer:
         calls: (name, arguments) of each tool call.
         call_ids: of the same.
         unread: calls that could not be read.
-        usage: tokens of the prompt and of the answer.
+        usage: tokens of the prompt and of the answer; None when nobody told them.
         model: the one that served, as the library tells it beside the guard.
         native: the library's message, which goes back into a conversation.
         whole: the library's answer, of which `taint` reads where it came from.
@@ -44,7 +44,7 @@ class Answer:
     call_ids: tuple[str, ...]
     unread: int
     finish_reason: str
-    usage: tuple[int, int]
+    usage: Any
     model: str
     guard: Provenance
     native: Any
@@ -99,7 +99,7 @@ class Face(ABC):
         """Ask with the library's own retry around it: five times, if the error allows it."""
 
     @abstractmethod
-    def foreign(self, text: str) -> Any:
+    def external(self, text: str) -> Any:
         """A model of the library that is not ours and answers this."""
 
     @abstractmethod

@@ -65,7 +65,7 @@ class LangChain(Face):
         )
         return await self.ask(chain, text)
 
-    def foreign(self, text: str) -> FakeListChatModel:
+    def external(self, text: str) -> FakeListChatModel:
         return FakeListChatModel(responses=[text] * 9)
 
     def inspect(self, llm: Any) -> None:
@@ -82,7 +82,7 @@ class LangChain(Face):
 
 def _answer(pieces: list[AIMessage]) -> Answer:
     whole: Any = reduce(lambda one, other: one + other, pieces)  # type: ignore[arg-type,return-value]
-    metadata = whole.response_metadata
+    metadata, usage = whole.response_metadata, whole.usage_metadata
     return Answer(
         text=str(whole.text),
         reasoning=whole.additional_kwargs.get("reasoning_content", ""),
@@ -90,7 +90,7 @@ def _answer(pieces: list[AIMessage]) -> Answer:
         call_ids=tuple(call["id"] for call in whole.tool_calls),
         unread=len(whole.invalid_tool_calls),
         finish_reason=metadata["finish_reason"],
-        usage=(whole.usage_metadata["input_tokens"], whole.usage_metadata["output_tokens"]),
+        usage=usage and (usage["input_tokens"], usage["output_tokens"]),
         model=metadata["model_name"],
         guard=Provenance.from_dict(metadata["guard"]),
         native=whole,

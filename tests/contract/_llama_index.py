@@ -64,7 +64,7 @@ class LlamaIndex(Face):
     async def ask_with_retry(self, llm: Any, text: str) -> Any:
         return await retrying(self, llm, text)  # LlamaIndex's own adapters use tenacity
 
-    def foreign(self, text: str) -> Any:
+    def external(self, text: str) -> Any:
         return _Other(text=text)
 
     def inspect(self, llm: Any) -> None:
@@ -94,13 +94,14 @@ class _Other(CustomLLM):
 
 
 def _message(message: Any) -> ChatMessage:
-    extra = {key: message[key] for key in ("tool_call_id",) if key in message}
+    extra = {key: message[key] for key in ("tool_call_id", "tool_calls", "name") if key in message}
     return ChatMessage(role=message["role"], content=message["content"], additional_kwargs=extra)
 
 
 def _answer(pieces: list[Any]) -> Answer:
     last = pieces[-1]
     message, raw = last.message, last.raw
+    usage = raw["usage"]
     found = MLXGuarded(model="unused").get_tool_calls_from_response(
         last, error_on_no_tool_call=False
     )
@@ -112,7 +113,7 @@ def _answer(pieces: list[Any]) -> Answer:
         call_ids=tuple(call.tool_id for call in found),
         unread=len(raw.get("invalid_tool_calls", ())),
         finish_reason=raw["finish_reason"],
-        usage=(raw["usage"]["prompt_tokens"], raw["usage"]["completion_tokens"]),
+        usage=usage and (usage["prompt_tokens"], usage["completion_tokens"]),
         model=raw["model"],
         guard=Provenance.from_dict(raw["guard"]),
         native=message,

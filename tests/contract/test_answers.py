@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_guarded_llm import Backend
+from mlx_guarded_llm import Backend, taint
 from tests.conftest import MakeModel
 
 from ._each import each_face, each_library, each_stream
@@ -21,8 +21,8 @@ async def test_an_answer_says_how_it_ended_what_it_cost_and_whose_it_is(
     answer = await face.ask(face.make(backend, model), "What is the capital of France?")
     assert answer.text == PARIS
     assert answer.finish_reason == "stop"
-    assert answer.usage[0] == len(backend.tokens(model, "What is the capital of France?"))
-    assert answer.usage[1] == len(PARIS) // 3 + 1  # pieces of three letters, and the end
+    asked = len(backend.tokens(model, "What is the capital of France?"))
+    assert answer.usage == (asked, len(PARIS) // 3 + 1)  # pieces of three letters, and the end
     assert answer.model == answer.guard.served_model == answer.guard.requested_model == model
     assert answer.guard.as_asked and answer.guard.fingerprint
     assert [attempt.outcome for attempt in answer.guard.attempts] == ["ok"]
@@ -69,15 +69,16 @@ async def test_stop_strings_of_a_call_end_it(
 
 
 @each_face
-async def test_max_tokens_of_a_call_cuts_it_and_that_is_marked(
+async def test_max_tokens_of_a_call_cuts_it_and_that_is_told(
     face: Face, backend: Backend, scripted: MakeModel
 ) -> None:
     llm = face.make(backend, scripted(PARIS), max_tokens=500)
     answer = await face.ask(llm, "Where?", max_tokens=3)
     assert PARIS.startswith(answer.text) and answer.text != PARIS
-    assert answer.usage[1] == 3
+    assert answer.usage and answer.usage[1] == 3
     assert answer.finish_reason == "length"
-    assert answer.guard.degraded == ("length",)
+    assert answer.guard.as_asked and answer.guard.capped
+    assert not any(taint([answer.whole]))
     assert len(answer.guard.attempts) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -40,10 +42,10 @@ AWAITED: dict[str, tuple[Any, Any]] = {
 each_library = pytest.mark.parametrize("library", ["langchain", "llama_index"])
 
 
-def make(library: str, backend: Any, model: str) -> Any:
+def make(library: str, backend: Any, model: str, **settings: Any) -> Any:
     if library == "langchain":
-        return MLXGuardedEmbeddings(model=model, backend=backend)
-    return MLXGuardedEmbedding(model_name=model, backend=backend)
+        return MLXGuardedEmbeddings(model=model, backend=backend, **settings)
+    return MLXGuardedEmbedding(model_name=model, backend=backend, **settings)
 
 
 @each_library
@@ -88,8 +90,39 @@ def test_an_unknown_model_is_an_error(library: str, backend: Backend) -> None:
 def test_a_text_that_is_too_long_is_an_error_and_not_cut(
     library: str, backend: Backend, embedder: MakeModel
 ) -> None:
-    with pytest.raises(InvalidRequest):
-        WAYS[library][1](make(library, backend, embedder(context_window=16)), "x" * 99)
+    model = embedder(context_window=16)
+    with pytest.raises(InvalidRequest) as caught:
+        WAYS[library][1](make(library, backend, model), "x" * 99)
+    assert "truncate=True" in caught.value.hint
+    cut = make(library, backend, model, truncate=True)
+    assert WAYS[library][1](cut, "x" * 99) == WAYS[library][1](cut, "x" * 150)
+
+
+@each_library
+async def test_more_texts_than_a_request_takes_are_several_requests(
+    library: str, monkeypatch: pytest.MonkeyPatch, backend: Backend, embedder: MakeModel
+) -> None:
+    model = embedder()
+    texts = [f"text {i}" for i in range(5)]
+    expected = backend.embed(model, texts).vectors
+    monkeypatch.setattr("mlx_guarded_llm.embed_request.MAX_TEXTS", 2)
+    embedding = make(library, backend, model, timeout=60.0)
+    for vectors in (
+        WAYS[library][0](embedding, texts),
+        await AWAITED[library][0](embedding, texts),
+    ):
+        np.testing.assert_allclose(np.array(vectors), expected, atol=1e-5)
+
+
+@each_library
+def test_copies_share_the_backend_and_pickles_leave_it_behind(
+    library: str, backend: Backend
+) -> None:
+    embedding = make(library, backend, "m")
+    assert copy.deepcopy(embedding).backend is backend
+    assert embedding.model_copy(deep=True).backend is backend
+    assert pickle.loads(pickle.dumps(embedding)).backend is None
+    assert embedding.backend is backend
 
 
 def test_embeddings_and_chat_models_share_one_guard(

@@ -6,6 +6,9 @@ import copy
 import json
 from typing import Any
 
+import pytest
+from langchain_core.messages import AIMessage
+
 from mlx_guarded_llm import Backend
 from tests.conftest import MakeModel
 
@@ -46,22 +49,49 @@ async def test_the_system_message_and_all_turns_reach_the_model_in_order(
 
 
 @each_adapter
+@pytest.mark.parametrize("names", [(), ("ann", "ann"), ("ann", "bob")])
 async def test_neighbours_of_one_role_lose_nothing(
-    face: Face, backend: Backend, scripted: MakeModel
+    face: Face, names: tuple[str, ...], backend: Backend, scripted: MakeModel
 ) -> None:
     model = scripted(PARIS, chat_template=STRICT)
-    twice = [
+    twice: list[dict[str, Any]] = [
         {"role": "user", "content": "First."},
         {"role": "user", "content": "Second."},
         {"role": "assistant", "content": "Third."},
         {"role": "assistant", "content": "Fourth."},
         {"role": "user", "content": "Fifth."},
     ]
+    for i, name in enumerate(names):
+        twice[i] |= {"name": name}
+        twice[i + 2] |= {"name": name}
     heard = Heard(backend)
     assert (await face.ask(face.make(heard, model), twice)).text == PARIS
     said = json.dumps(heard.prompts[0])
     places = [said.index(m["content"]) for m in twice]
     assert places == sorted(places)
+    assert {m["name"] for m in heard.prompts[0] if "name" in m} == {*names}
+
+
+@each_adapter
+async def test_a_call_of_another_model_that_cannot_be_read_is_text(face: Face) -> None:
+    function = {"name": "add", "arguments": '{"a": '}
+    unread = {"name": "add", "args": '{"a": ', "id": "c1", "error": None}
+    answer: dict[str, Any] = {
+        "langchain": AIMessage("", invalid_tool_calls=[{"type": "invalid_tool_call", **unread}]),
+        "llama_index": {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+        },
+    }
+    turns = [
+        {"role": "user", "content": "Add."},
+        answer[face.library],
+        {"role": "tool", "tool_call_id": "c1", "content": "Error: no JSON."},
+    ]
+    heard = Heard(answers={"big": PARIS})
+    assert (await face.ask(face.make(heard, "big"), turns)).text == PARIS
+    assert heard.prompts[0][1] == {"role": "assistant", "content": '{"a": '}
 
 
 @each_face

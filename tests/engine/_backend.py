@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,6 +44,15 @@ def text_of(chunks: Iterable[Chunk]) -> str:
 def tokens_of(answer: Any) -> list[int]:
     """Token ids of a result that was asked for with `logprobs=True`."""
     return [logprob.token for logprob in answer.logprobs]
+
+
+def limit_memory(backend: Backend, limit: int = 2 * 2**30) -> None:
+    """Bytes of address space that its worker may take. On Linux only.
+
+    More would let one call of C, which keeps Python from showing life, take too long.
+    """
+    assert backend.worker_pid is not None
+    resource.prlimit(backend.worker_pid, resource.RLIMIT_AS, (limit, limit))
 
 
 # ---- for backend.run: called on the MLX thread --------------------------------------------

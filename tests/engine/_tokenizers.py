@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm  # noqa: F401 - the first import of MLX, on the main thread
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 
-from mlx_guarded_llm.engine.prompt import Prompt, encode_prompt
-from mlx_guarded_llm.engine.text import Piece, TextPipeline
-from mlx_guarded_llm.engine.tokenizer import load_tokenizer
+from mlx_guarded_llm.engine.output.pipeline import Piece, TextPipeline
+from mlx_guarded_llm.engine.prompt.prompt import Prompt, encode_prompt
+from mlx_guarded_llm.engine.prompt.tokenizer import load_tokenizer
+from mlx_guarded_llm.models.chat import read_chat
+from mlx_guarded_llm.models.files import read_object, read_optional
 from mlx_guarded_llm.models.spec import ModelFiles, ModelSpec
 from mlx_guarded_llm.params import SamplingParams
 from mlx_guarded_llm.request import PromptRequest
@@ -45,10 +55,15 @@ PARSERS = {
 
 
 def files(folder: Path) -> ModelFiles:
+    config = read_object(folder / "config.json")
+    generation = read_optional(folder / "generation_config.json")
+    settings = read_optional(folder / "tokenizer_config.json")
     return ModelFiles(
         spec=ModelSpec(name="tiny", kind="folder", location=str(folder)),
         path=folder,
-        config=json.loads((folder / "config.json").read_text()),
+        config=config,
+        generation=generation,
+        chat=read_chat(folder, config, generation=generation, settings=settings),
         weight_files=(),
         weight_bytes=0,
         fingerprint="",
@@ -100,6 +115,35 @@ def caller(parser: str, *, thinking: bool = True) -> Any:
 
 
 @cache
+def normalizing(*, cleans: bool = False) -> Any:
+    """One that looks for its control tokens in the normalized text.
+
+    Args:
+        cleans: private characters are taken out as well.
+    """
+    words = ["<unk>", *map(chr, range(32, 127)), "\n", "\u4f60"]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
+    clean = [normalizers.Replace(Regex("\\p{Co}"), "")] if cleans else []
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *clean,
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.NFD(),
+            normalizers.StripAccents(),
+        ]
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, normalized=True, special=token not in THINK)
+            for token in ("<|im_start|>", "<|im_end|>", *THINK)
+        ]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return _save(tokenizer, "<unk>", template=chatml())
+
+
+@cache
 def sentencepiece() -> Any:
     """As Llama 2 has it: a space is U+2581, unknown characters are byte tokens."""
     words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "\u2581the"]
@@ -134,14 +178,16 @@ def metaspace() -> Any:
     return _save(tokenizer, "<unk>")
 
 
-def _save(tokenizer: Tokenizer, unknown: str) -> Any:
+def _save(tokenizer: Tokenizer, unknown: str, *, template: str | None = None) -> Any:
     folder = Path(tempfile.mkdtemp())
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": unknown,
         "clean_up_tokenization_spaces": False,
     }
+    if template is not None:
+        config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return load_tokenizer(files(folder))

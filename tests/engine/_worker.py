@@ -20,10 +20,10 @@ from mlx_guarded_llm.engine.protocol import (
 )
 from mlx_guarded_llm.models import Catalog
 from mlx_guarded_llm.models.spec import ModelFiles
-from mlx_guarded_llm.worker.death import Death, Died
-from mlx_guarded_llm.worker.host import WorkerEngine
-from mlx_guarded_llm.worker.parcel import pack, unpack
-from mlx_guarded_llm.worker.process import WorkerProcess
+from mlx_guarded_llm.worker.parent.client import WorkerEngine
+from mlx_guarded_llm.worker.parent.death import Death, Died
+from mlx_guarded_llm.worker.parent.process import WorkerProcess
+from mlx_guarded_llm.worker.pickling import pack, unpack
 
 PATIENCE = 60.0  # seconds; only a hang takes so long
 OPTIONS = EngineOptions(memory_budget=1024**3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from mlx_guarded_llm import Backend
+from mlx_guarded_llm import Backend, Progress
+from mlx_guarded_llm.errors import ModelInvalid
 from mlx_guarded_llm.testing.architectures import ARCHITECTURES
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, raw_tokens, tokens_of, wait_until
@@ -106,6 +108,26 @@ class TestQuantisedCache:
         (end,) = events(backend, "request.finished", request_id=leaver.request_id)
         assert end.cause == "cancelled" and end.details["completion_tokens"] < 200
 
+    def test_a_prompt_is_read_in_chunks(
+        self, make_backend: MakeBackend, aliases: Aliases, tiny: MakeModel
+    ) -> None:
+        """So others go on meanwhile, and it may be paused or cancelled in its midst."""
+        folder = tiny(hidden_size=128, context_window=8192)
+        given = aliases(eight={"model": folder, "kv_bits": 8, "kv_group_size": 32})
+        prompt, seen = "Hello there. " * 400, threading.Event()
+        whole = make_backend(given).generate("eight", prompt, max_tokens=8, logprobs=True)
+        backend = make_backend(given, prefill_step_size=64)
+
+        def hear(progress: Progress) -> None:
+            if progress.stage == "prefill" and progress.total and progress.done < progress.total:
+                seen.set()
+
+        with backend.stream("eight", prompt, max_tokens=8, on_progress=hear):
+            assert seen.wait(60)
+        again = backend.generate("eight", prompt, max_tokens=8, logprobs=True)
+        assert tokens_of(again) == tokens_of(whole)
+        assert again.usage == whole.usage
+
     @pytest.mark.parametrize("options", [{"presence_penalty": 100.0}, {"top_logprobs": 3}])
     def test_options(self, backend: Backend, options: dict[str, Any]) -> None:
         result = backend.generate("eight", "Hello", max_tokens=20, logprobs=True, **options)
@@ -163,3 +185,28 @@ def test_an_adapter_is_a_model_of_its_own(
     again = [backend.generate(name, "Hello", max_tokens=20).text for name in ("base", "tuned")]
     assert again == [base.text, tuned.text]
     assert len(events(backend, "load.finished")) == 2
+
+
+@pytest.mark.parametrize(
+    ("lost", "settings"),
+    [
+        ("model.layers.1.self_attn.q_proj.lora_b", {}),
+        ("", {"fine_tune_type": "dora"}),  # which has one weight more for each layer
+        ("", {"lora_parameters": {"rank": 4, "scale": 4.0, "dropout": 0.0}}),  # of all layers
+    ],
+)
+def test_an_adapter_that_lacks_weights_is_refused(
+    make_backend: MakeBackend,
+    tiny: MakeModel,
+    tmp_path: Path,
+    lost: str,
+    settings: dict[str, Any],
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter")
+    tensors = load_file(adapter / "adapters.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if name != lost}
+    save_file(kept, adapter / "adapters.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    with pytest.raises(ModelInvalid, match=r"lacks [0-9]+ of the weights"):
+        make_backend().load(tiny(), adapter_path=str(adapter))

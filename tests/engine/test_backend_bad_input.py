@@ -24,6 +24,7 @@ from mlx_guarded_llm.errors import (
     NonFiniteLogits,
     PullFailed,
 )
+from mlx_guarded_llm.record import timeline
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of
@@ -242,13 +243,11 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"max_tokens": -1},
     {"max_tokens": 2.5},
     {"max_tokens": "10"},
-    {"max_tokens": None},
     {"max_tokens": True},
     {"temperature": -1},
     {"temperature": float("nan")},
     {"temperature": float("inf")},
     {"temperature": "hot"},
-    {"temperature": None},
     {"top_p": 0},
     {"top_p": 1.1},
     {"top_k": -1},
@@ -267,6 +266,7 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"logit_bias": [1, 2]},
     {"logit_bias": "abc"},
     {"repetition_penalty": 0},
+    {"repetition_penalty": 1e-9},
     {"presence_penalty": "x"},
     {"frequency_penalty": 1e9},
     {"penalty_window": 0},
@@ -277,6 +277,9 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"logit_bias": dict.fromkeys(range(5000), 0.0)},
     {"top_logprobs": 21},
     {"top_logprobs": -1},
+    {"thinking_budget": -1},
+    {"thinking_budget": 1.5},
+    {"thinking_budget": True},
     {"raw": "yes"},
     {"thinking": "yes"},
     {"tools": "f"},
@@ -298,7 +301,9 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"timeout": True},
     {"no_such_option": 1},
     {"max_new_tokens": 10},
-    {"kv_bits": 8},
+    {"kv_bits": 7},
+    {"kv_bits": "8"},
+    {"kv_group_size": 5},
 ]
 
 
@@ -311,6 +316,13 @@ class TestOptions:
             (name,) = options
             assert name.split("_")[0] in str(caught.value)
         assert backend.events() == (), "nothing was started for it"
+
+    def test_none_is_not_given(self, backend: Backend, tiny: MakeModel) -> None:
+        plain = backend.generate(tiny(), "Hello", max_tokens=4)
+        none = dict.fromkeys(("temperature", "top_p", "seed", "stop", "tools", "kv_bits"))
+        assert backend.generate(tiny(), "Hello", max_tokens=4, **none).text == plain.text
+        ends = backend.generate(tiny(), "Hello", max_tokens=None, timeout=60)
+        assert ends.usage.completion_tokens > 4
 
     async def test_out_of_range_async(self, backend: Backend, tiny: MakeModel) -> None:
         with pytest.raises(InvalidRequest):
@@ -434,4 +446,4 @@ async def test_closed(make_backend: MakeBackend, tiny: MakeModel) -> None:
     with pytest.raises(BackendClosed):
         await backend.agenerate(tiny(), "Hello")
     backend.cancel("nobody")
-    assert backend.events() and backend.timeline().rows
+    assert timeline(backend.record.events()).rows, "the record stays"

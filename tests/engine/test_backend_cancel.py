@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mlx_guarded_llm import Backend, Stream
+from mlx_guarded_llm import Backend, Stream, logs
 from mlx_guarded_llm.errors import BackendClosed, QueueFull, RequestCancelled, RequestTimeout
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import events, text_of, wait_for, wait_until
@@ -255,7 +255,7 @@ class TestClose:
             with pytest.raises(BackendClosed):
                 list(stream)
         assert backend.close(), "twice is harmless"
-        assert len(backend.events()) > 5, "the record stays"
+        assert len(backend.record.events()) > 5, "the record stays"
 
     def test_unused(self, make_backend: MakeBackend) -> None:
         backend = make_backend()
@@ -271,6 +271,7 @@ class TestClose:
         assert backend.close()
         with pytest.raises(BackendClosed):
             list(stream)
+        assert logs.flush(60)
         assert [r for r in caplog.records if r.levelname in ("ERROR", "CRITICAL")] == []
 
     def test_while_others_ask(self, make_backend: MakeBackend, tiny: MakeModel) -> None:

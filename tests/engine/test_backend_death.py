@@ -31,7 +31,7 @@ def own_worker() -> bool:
 
 def abort_in_a_step() -> None:
     """For `run`: the next token kills the process."""
-    from mlx_guarded_llm.engine.batch import ContinuousBatch
+    from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
 
     def abort(*_: object, **__: object) -> None:
         os.abort()
@@ -56,6 +56,23 @@ def test_an_answer_goes_on_behind_its_last_token(backend: Backend, tiny: MakeMod
     assert guard.decoding <= guard.decode - guard.recovering
     assert backend.worker_pid not in (None, pid) and not psutil.pid_exists(pid)
     assert "went on in the new engine" in backend.explain(guard.request_id)
+
+
+def test_a_thinking_budget_goes_on_where_it_was(backend: Backend, tiny: MakeModel) -> None:
+    model = tiny(thinking="open")
+    options: dict[str, Any] = {"max_tokens": 120, "temperature": 0.8, "seed": 5}
+    options["thinking_budget"] = 60
+    undisturbed = backend.generate(model, "Hello", **options)
+    assert undisturbed.usage.reasoning_tokens == 61
+    stream = backend.stream(model, "Hello", **options)
+    chunks = [next(stream) for _ in range(3)]
+    assert all(chunk.reasoning for chunk in chunks) and backend.worker_pid is not None
+    os.kill(backend.worker_pid, signal.SIGKILL)
+    chunks += stream
+    assert "".join(chunk.reasoning for chunk in chunks) == undisturbed.reasoning
+    assert text_of(chunks) == undisturbed.text
+    assert chunks[-1].usage == undisturbed.usage
+    assert chunks[-1].guard is not None and chunks[-1].guard.resumed
 
 
 def test_a_users_function_is_not_run_twice(backend: Backend) -> None:

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend
-from mlx_guarded_llm.backend.calls import Mailbox
 from mlx_guarded_llm.backend.dispatcher import Dispatcher
-from mlx_guarded_llm.backend.jobs import Jobs
-from mlx_guarded_llm.engine.batch import ContinuousBatch
-from mlx_guarded_llm.engine.generation import Generation
-from mlx_guarded_llm.engine.prepare import Preparer
-from mlx_guarded_llm.engine.residents import Residency
-from mlx_guarded_llm.engine.text import TextPipeline
+from mlx_guarded_llm.backend.streams import Mailbox
+from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
+from mlx_guarded_llm.engine.output.generation import Generation
+from mlx_guarded_llm.engine.output.pipeline import TextPipeline
+from mlx_guarded_llm.engine.prompt.prepare import Preparer
+from mlx_guarded_llm.engine.residency.residents import Residency
 from mlx_guarded_llm.errors import (
     EngineDied,
     GenerationFailed,
@@ -32,7 +31,7 @@ from mlx_guarded_llm.errors import (
     ModelQuarantined,
 )
 from mlx_guarded_llm.results import Chunk
-from mlx_guarded_llm.worker.death import Death
+from mlx_guarded_llm.worker.parent.death import Death
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
 
@@ -78,7 +77,7 @@ class Fault:
 
 
 def engine_of(backend: Backend) -> Any:
-    return backend._dispatcher.machine.host
+    return backend._dispatcher.supervisor.engine
 
 
 def decoder_of(backend: Backend, model: str) -> Any:
@@ -241,7 +240,7 @@ class TestLoads:
         alone = backend.generate(tiny(), "Hello", max_tokens=30).text
         stream = backend.stream(tiny(), "Hello", max_tokens=30)
         with monkeypatch.context() as patch:
-            patch.setattr("mlx_guarded_llm.engine.loading.load_model", load_model)
+            patch.setattr("mlx_guarded_llm.engine.residency.loading.load_model", load_model)
             with pytest.raises(told):
                 backend.load(tiny(seed=2))
         assert text_of(stream) == alone
@@ -357,7 +356,12 @@ class TestTheEngineDies:
 class TestTheDispatcherFails:
     @pytest.mark.parametrize(
         ("owner", "method"),
-        [(Dispatcher, "_prepared"), (Dispatcher, "ended"), (Dispatcher, "do"), (Jobs, "ended")],
+        [
+            (Dispatcher, "_prepared"),
+            (Dispatcher, "ended"),
+            (Dispatcher, "do"),
+            (Dispatcher, "_job_ended"),
+        ],
     )
     def test_everybody_is_told(
         self,
@@ -418,10 +422,10 @@ class TestPreparing:
         entered, leave = threading.Event(), threading.Event()
         prepare = Preparer._prepare
 
-        def slow(self: Preparer, command: Any) -> Any:
+        def slow(self: Preparer, command: Any, turn: Any) -> Any:
             entered.set()
             leave.wait(30)
-            return prepare(self, command)
+            return prepare(self, command, turn)
 
         with monkeypatch.context() as patch:
             patch.setattr(Preparer, "_prepare", slow)
@@ -431,28 +435,28 @@ class TestPreparing:
             with pytest.raises(ValueError, match="under way"):
                 backend.generate(tiny(), "Second", max_tokens=4, request_id="same")
             leave.set()
-            wait_until(lambda: not backend._dispatcher.callers.requests)
+            wait_until(lambda: not backend._dispatcher.pending.requests)
         assert backend.generate(tiny(), "Second", max_tokens=4, request_id="same").text
         assert engine_of(backend)._preparer._prepared == {}
 
 
 def test_the_error_of_a_quarantine_names_what_lifts_it(backend: Backend, tiny: MakeModel) -> None:
-    """Two models of one name: the second has a name that nobody has passed."""
+    """Two models of one name: the second has a name of its own."""
     backend.load(tiny())
-    backend.load(tiny(), context_window=64)
+    backend.generate(tiny(), "Hello", max_tokens=2, context_window=64)
     name, second = sorted(info.name for info in backend.models())
-    assert (name, second) == (tiny(), f"{tiny()}#2")
+    assert (name, second) == (tiny(), f"{tiny()}[context_window=64]")
     backend.unload(tiny(), context_window=64)
     death = Death(cause="abort", text="it died", pid=1, code=-6, work="load", model=second)
     blame = backend._dispatcher.quarantine.blame
     for when in (0.0, 1.0, 2.0):
         backend._query(partial(blame, when, second, death))
     with pytest.raises(ModelQuarantined) as caught:
-        backend.load(tiny(), context_window=64)
+        backend.load(second)
     assert caught.value.hint == f"backend.forgive({second!r}) lifts it."
     assert not backend.forgive(tiny()), "the other one did nothing"
     assert backend.forgive(second)
-    assert backend.load(tiny(), context_window=64).name == second
+    assert backend.load(second).name == second
 
 
 def test_nothing_is_left_behind(backend: Backend, tiny: MakeModel) -> None:
@@ -468,9 +472,9 @@ def test_nothing_is_left_behind(backend: Backend, tiny: MakeModel) -> None:
         backend.generate(tiny(), "Hello", max_tokens=LONG, timeout=0.2)
     assert backend.generate(tiny(), "Hello", max_tokens=4).text
     dispatcher, engine = backend._dispatcher, engine_of(backend)
-    wait_until(lambda: not dispatcher.callers.requests)
+    wait_until(lambda: not dispatcher.pending.requests)
     wait_until(lambda: not engine._generations)
-    assert not (dispatcher.callers.tickets or dispatcher.callers.jobs)
+    assert not (dispatcher.pending.by_engine_id or dispatcher.pending.jobs)
     assert engine._preparer._prepared == {}
     assert len(decoder_of(backend, tiny())) == 0
 

@@ -151,12 +151,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"schema": {"not": {}}}, "keyword 'not'"),
+            ({"schema": {"not": {"type": "null"}}}, "keyword 'not'"),
+            ({"schema": {"not": {}}}, "no answer can follow"),
             (
                 {"schema": {"type": "object", "properties": {"a": {"uniqueItems": True}}}},
                 "schema.properties.a uses the keyword 'uniqueItems'",
             ),
-            ({"schema": {"type": "string", "format": "regex"}}, "format 'regex'"),
+            ({"schema": {"name": "a", "schema": {"type": "null"}}}, "is wrapped"),
             ({"schema": {"type": "integer", "minimum": 2, "maximum": 1}}, "minimum"),
             ({"schema": False}, "no answer can follow"),
             ({"regex": "("}, "the regex"),
@@ -336,10 +337,10 @@ def _decode(folder: str, emitted: list[int]) -> list[int]:
     """On the MLX thread: the rest of a thinking, and an answer after it, in the batch."""
     import mlx_lm
 
-    from mlx_guarded_llm.engine.batch import ContinuousBatch
-    from mlx_guarded_llm.engine.constraint import Constraint, Thinking
-    from mlx_guarded_llm.engine.decoder import Job, Token
-    from mlx_guarded_llm.engine.prefix import PrefixCaches
+    from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
+    from mlx_guarded_llm.engine.decode.constraint import Constraint, Thinking
+    from mlx_guarded_llm.engine.decode.decoder import Token, TokenSequence
+    from mlx_guarded_llm.engine.residency.prefix import PrefixCaches
     from mlx_guarded_llm.grammar.compiler import GrammarCompiler
     from mlx_guarded_llm.grammar.forms import answer_form
 
@@ -350,7 +351,7 @@ def _decode(folder: str, emitted: list[int]) -> list[int]:
     assert form is not None
     # The letter "e" ends the thinking here: the end marker of a random model never comes.
     thinking = Thinking(opened=True, start=0, end=(ord("e"),))
-    job = Job(
+    sequence = TokenSequence(
         request_id="r",
         prompt=[*tokenizer.encode("Hello"), *emitted],
         params=params,
@@ -364,7 +365,7 @@ def _decode(folder: str, emitted: list[int]) -> list[int]:
     batch = ContinuousBatch(
         model, tokenizer, PrefixCaches(0).open("m"), max_active=4, prefill_step_size=64
     )
-    batch.insert(job)
+    batch.insert(sequence)
     tokens = []
     while len(batch):
         tokens += [update.token for update in batch.step() if isinstance(update, Token)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_guarded_llm import Backend, Result
+from mlx_guarded_llm.models import Progress
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, tokens_of
@@ -128,3 +130,54 @@ def test_a_cancelled_generation_leaves_the_cache_sound(backend: Backend, tiny: M
         next(stream)
     again = backend.generate(tiny(), prompt, max_tokens=20, logprobs=True)
     assert tokens_of(again) == tokens_of(expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "neighbours"), [("llama", 0), ("llama", 2), ("gemma3_text", 0), ("gpt_oss", 2)]
+)
+def test_what_a_cancelled_prompt_had_computed_is_kept(
+    make_backend: MakeBackend, tiny: MakeModel, architecture: str, neighbours: int
+) -> None:
+    """So a client that times out and asks again gets on, instead of starting over."""
+    model = tiny(architecture=architecture, context_window=8192)
+    prompt = "Hello there. " * 400
+    fresh = make_backend(prefix_cache=0).generate(model, prompt, max_tokens=4, logprobs=True)
+    backend = make_backend(prefill_step_size=64)
+    beside = [backend.stream(model, f"{n}", max_tokens=4000) for n in range(neighbours)]
+    for stream in beside:
+        next(stream)
+    asked, done = 0, 0
+    while done == 0:
+        asked += 1
+        seen = threading.Event()
+
+        def hear(progress: Progress, seen: threading.Event = seen) -> None:
+            if progress.stage == "prefill" and progress.done > 200:
+                seen.set()
+
+        stream = backend.stream(model, prompt, max_tokens=4, on_progress=hear)
+        assert seen.wait(60)
+        stream.close()
+        again = backend.generate(model, prompt, max_tokens=4, logprobs=True)
+        done = again.usage.cached_tokens
+        assert asked < 5
+    assert 200 < done < fresh.usage.prompt_tokens
+    assert tokens_of(again) == tokens_of(fresh)
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_what_a_cancelled_answer_had_computed_is_kept(
+    make_backend: MakeBackend, tiny: MakeModel, neighbours: int
+) -> None:
+    model, prompt = tiny(context_window=8192), "Hello there. " * 20
+    fresh = make_backend(prefix_cache=0).generate(model, prompt, max_tokens=12, logprobs=True)
+    backend = make_backend()
+    beside = [backend.stream(model, f"{n}", max_tokens=4000) for n in range(neighbours)]
+    for stream in beside:
+        next(stream)
+    with backend.stream(model, prompt, max_tokens=2000) as stream:
+        for _ in range(6):
+            next(stream)
+    again = backend.generate(model, prompt, max_tokens=12, logprobs=True)
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert tokens_of(again) == tokens_of(fresh)

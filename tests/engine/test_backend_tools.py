@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
 
-from mlx_guarded_llm import Backend, Result
-from mlx_guarded_llm.errors import InvalidGrammar
+from mlx_guarded_llm import Backend, GuardedLLM, Result
+from mlx_guarded_llm.errors import InvalidGrammar, InvalidRequest
 from mlx_guarded_llm.testing.chat_templates import chatml
 from tests.conftest import MakeModel
 
@@ -63,7 +63,7 @@ def without_grammar(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def answers(backend: Backend, model: str, count: int, **options: Any) -> list[Result]:
-    """Those of so many seeds, decoded together."""
+    """Those of that many seeds, decoded together."""
 
     def answer(seed: int) -> Result:
         return backend.generate(model, "Hello", seed=seed, **HOT, **options)
@@ -134,6 +134,22 @@ class TestForced:
         assert backend.generate(model, messages, max_tokens=5).text
 
 
+def test_a_function_is_a_tool(backend: Backend, tiny: MakeModel) -> None:
+    def book(table: int, name: Literal["Ann", "Bob"]) -> None:
+        """Book a table."""
+
+    asked: dict[str, Any] = {"tools": [book], "tool_choice": "required", "seed": 3, **HOT}
+    one = backend.generate(tiny(), "Hello", parallel_tool_calls=False, **asked)
+    other = GuardedLLM(backend, tiny()).generate("Hello", parallel_tool_calls=False, **asked)
+    for result in (one, other):
+        (call,) = result.tool_calls
+        assert call.name == "book" and call.arguments.keys() == {"table", "name"}
+        assert isinstance(call.arguments["table"], int)
+        assert call.arguments["name"] in ("Ann", "Bob")
+    with pytest.raises(InvalidRequest, match="has no name"):
+        backend.generate(tiny(), "Hello", tools=[lambda x: x])
+
+
 class TestLeftToTheModel:
     def test_text_is_free(self, backend: Backend, model: str) -> None:
         """A model that calls nothing says what it says without a grammar."""
@@ -161,8 +177,10 @@ class TestLeftToTheModel:
         result = backend.generate(model, "Hello", tools=TOOLS, seed=2, **HOT)
         for call in result.tool_calls:
             jsonschema.validate(dict(call.arguments), WEATHER["function"]["parameters"])
-        assert all(invalid.error == "cut off" for invalid in result.invalid_tool_calls)
-        assert result.tool_calls or result.invalid_tool_calls
+        # What stands without the marker is not held.
+        held = [call for call in result.invalid_tool_calls if not call.text.startswith("{")]
+        assert all(invalid.error == "cut off" for invalid in held)
+        assert result.tool_calls or held
 
     @pytest.mark.parametrize("tools", [True, False], ids=["native", "ours"])
     def test_one_call_at_most(self, backend: Backend, scripted: MakeModel, tools: bool) -> None:
@@ -204,13 +222,101 @@ class TestLeftToTheModel:
         result = backend.generate(model, "Hello", tools=TOOLS, tool_choice="none")
         assert (result.text, result.tool_calls) == (CALL, ())
 
-    def test_an_unsupported_keyword_is_refused_by_tool_and_name(
+    def test_a_tool_that_cannot_be_held_stops_nobody_unless_it_must_be_called(
         self, backend: Backend, tiny: MakeModel
     ) -> None:
-        function = {"name": "odd", "parameters": {"properties": {"a": {"not": {}}}}}
+        function = {"name": "odd", "parameters": {"properties": {"a": {"type": "any"}}}}
         odd = {"type": "function", "function": function}
-        with pytest.raises(InvalidGrammar, match=r"tool 'odd'.*keyword 'not'") as caught:
-            backend.generate(tiny(), "Hello", tools=[WEATHER, odd])
+        assert backend.generate(tiny(), "Hello", tools=[WEATHER, odd], max_tokens=3).text
+        with pytest.raises(InvalidGrammar, match=r"tool 'odd'.*type 'any'") as caught:
+            backend.generate(tiny(), "Hello", tools=[odd], tool_choice="required")
         assert "strict" in caught.value.hint
         lenient = {"type": "function", "function": {**function, "strict": False}}
         assert backend.generate(tiny(), "Hello", tools=[lenient], max_tokens=3).text
+
+
+# As gpt-oss renders a conversation: a call is a message, and a result needs one before it.
+CHANNELS = """\
+{%- if tools %}<|start|>developer<|message|>{{ tools | tojson }}<|end|>{% endif %}
+{%- set last = namespace(name=none) %}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- if '<|channel|>' in m.content %}{{ raise_exception('channels') }}{% endif %}
+        {%- if m.tool_calls %}
+            {%- set call = m.tool_calls[0].function %}{% set last.name = call.name %}
+            {{- '<|start|>assistant to=functions.' ~ call.name }}
+            {{- '<|channel|>commentary json<|message|>' ~ (call.arguments | tojson) ~ '<|call|>' }}
+        {%- else %}
+            {{- '<|start|>assistant<|channel|>final<|message|>' ~ m.content ~ '<|end|>' }}
+        {%- endif %}
+    {%- elif m.role == 'tool' %}
+        {%- if last.name is none %}{{ raise_exception('a result without a call') }}{% endif %}
+        {{- '<|start|>functions.' ~ last.name ~ ' to=assistant<|channel|>commentary<|message|>' }}
+        {{- (m.content | tojson) ~ '<|end|>' }}
+    {%- else %}
+        {{- '<|start|>' ~ m.role ~ '<|message|>' ~ m.content ~ '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif %}"""
+
+
+class TestChannels:
+    """gpt-oss: thinking, calls and answers are messages in channels."""
+
+    def test_a_call_and_the_next_turn(self, backend: Backend, scripted: MakeModel) -> None:
+        script = (
+            "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>commentary"
+            ' to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>'
+        )
+        model = scripted(script, chat_template=CHANNELS)
+        result = backend.generate(model, "Hello", tools=TOOLS)
+        (call,) = result.tool_calls
+        assert (call.name, call.arguments) == ("get_weather", {"city": "Paris"})
+        assert (result.text, result.reasoning) == ("", "I look.")
+        assert result.finish_reason == "tool_calls"
+        function = {"name": call.name, "arguments": dict(call.arguments)}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "Hello"},
+            {
+                "role": "assistant",
+                "content": result.text,
+                "tool_calls": [{"id": call.id, "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+        ]
+        again = backend.generate(model, messages, tools=TOOLS)
+        assert again.tool_calls[0].name == "get_weather"
+
+    def test_an_answer_and_the_next_turn(self, backend: Backend, scripted: MakeModel) -> None:
+        script = (
+            "<|channel|>analysis<|message|>A sum.<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>Four."
+        )
+        model = scripted(script, chat_template=CHANNELS)
+        result = backend.generate(model, "Two and two?")
+        assert (result.text, result.reasoning) == ("Four.", "A sum.")
+        messages = [
+            {"role": "user", "content": "Two and two?"},
+            {"role": "assistant", "content": result.text},
+            {"role": "user", "content": "And three?"},
+        ]
+        assert backend.generate(model, messages).text == "Four."
+
+    def test_a_forced_call_is_ours(self, backend: Backend, tiny: MakeModel) -> None:
+        model = tiny(chat_template=CHANNELS)
+        check(backend.generate(model, "Hello", tools=TOOLS, tool_choice=NAMED, seed=1, **HOT))
+
+
+class TestAnEndMarkerInAString:
+    @pytest.mark.parametrize("tools", [True, False], ids=["native", "ours"])
+    def test_the_grammar_and_the_reader_agree(
+        self, backend: Backend, scripted: MakeModel, tools: bool
+    ) -> None:
+        parameters = {"type": "object", "properties": {"body": {"type": "string"}}}
+        write = {"type": "function", "function": {"name": "write", "parameters": parameters}}
+        body = "It ends with </tool_call> here."
+        call = f'<tool_call>\n{{"name": "write", "arguments": {{"body": "{body}"}}}}\n</tool_call>'
+        model = scripted(call, chat_template=NATIVE["json" if tools else "none"])
+        result = backend.generate(model, "Hello", tools=[write])
+        assert [call.arguments for call in result.tool_calls] == [{"body": body}]
+        assert (result.text, result.invalid_tool_calls) == ("", ())

@@ -23,11 +23,11 @@ def engine() -> Iterator[Backend]:
 def with_batch(
     folder: str, prompts: Sequence[int], use: Callable[[Any], Any], **options: Any
 ) -> Any:
-    """On the MLX thread: `use` a batch into which prompts of so many tokens were put."""
+    """On the MLX thread: `use` a batch into which prompts of that many tokens were put."""
     import mlx_lm
 
-    from mlx_guarded_llm.engine.batch import ContinuousBatch
-    from mlx_guarded_llm.engine.prefix import PrefixCaches
+    from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
+    from mlx_guarded_llm.engine.residency.prefix import PrefixCaches
 
     model, tokenizer, *_ = mlx_lm.load(folder)
     prefix = PrefixCaches(options.get("prefix_cache", 0)).open("m")
@@ -38,15 +38,15 @@ def with_batch(
 
 
 def put(batch: Any, name: str, tokens: int, boundaries: Mapping[int, str] | None = None) -> None:
-    from mlx_guarded_llm.engine.decoder import Job
+    from mlx_guarded_llm.engine.decode.decoder import TokenSequence
 
     prompt = [5 + (i * 7 + len(name)) % 50 for i in range(tokens)]
-    batch.insert(Job(name, prompt, SamplingParams(), 0, 40, boundaries=boundaries or {}))
+    batch.insert(TokenSequence(name, prompt, SamplingParams(), 0, 40, boundaries=boundaries or {}))
 
 
 def prefilled(updates: Sequence[Any], seen: dict[str, int]) -> int:
     """Prompt tokens that a step has computed. `seen` is kept from step to step."""
-    from mlx_guarded_llm.engine.decoder import Prefilled
+    from mlx_guarded_llm.engine.decode.decoder import Prefilled
 
     computed = 0
     for update in updates:
@@ -57,7 +57,7 @@ def prefilled(updates: Sequence[Any], seen: dict[str, int]) -> int:
 
 
 def answers(updates: Sequence[Any]) -> set[str]:
-    from mlx_guarded_llm.engine.decoder import Token
+    from mlx_guarded_llm.engine.decode.decoder import Token
 
     return {update.request_id for update in updates if isinstance(update, Token)}
 
@@ -145,7 +145,7 @@ class TestWhoIsSteppedFirst:
     def done(self, engine: Backend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """What the engine does: "load", "start", and models as they are stepped."""
         from mlx_guarded_llm.engine.engine import Engine
-        from mlx_guarded_llm.engine.residents import Residency, Resident
+        from mlx_guarded_llm.engine.residency.residents import Residency, Resident
 
         done: list[str] = []
         load, start, step = Residency.load, Engine._start, Resident.step
@@ -247,7 +247,7 @@ class TestALoneRow:
 
     def ids(self, batch: Any, joins: Mapping[int, int], steps: list[bool]) -> dict[str, list[int]]:
         """The tokens of each answer, when further prompts join at these steps."""
-        from mlx_guarded_llm.engine.decoder import Token
+        from mlx_guarded_llm.engine.decode.decoder import Token
 
         found: dict[str, list[int]] = {}
         at = 0
@@ -257,7 +257,9 @@ class TestALoneRow:
             for update in batch.step():
                 if isinstance(update, Token):
                     found.setdefault(update.request_id, []).append(update.token)
-            steps.append(batch._batch._prompt_batch._alone or batch._batch._generation_batch._alone)
+            steps.append(
+                batch._batch._prompt_batch._single or batch._batch._generation_batch._single
+            )
             at += 1
         return found
 

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_guarded_llm.memory.cache_plan import plan_caches
 from mlx_guarded_llm.memory.footprint import Footprint, _language_module
-from mlx_guarded_llm.models.verify import text_config
+from mlx_guarded_llm.models.config import text_config
 
 PREFILL, DECODED = 70, 3
 COMMON: dict[str, Any] = {
@@ -126,6 +126,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "time_step_limit": [0.01, 10.0],
         "time_step_rank": "auto",
+    },
+    "openelm": {
+        "model_type": "openelm",
+        "vocab_size": 50,
+        "model_dim": 64,
+        "head_dim": 16,
+        "num_transformer_layers": 2,
+        "num_query_heads": [4, 4],
+        "num_kv_heads": [2, 2],
+        "ffn_multipliers": [1.0, 1.0],
+        "ffn_dim_divisor": 16,
     },
     "qwen3_next": {**COMMON, **DELTA, "model_type": "qwen3_next"},
 }

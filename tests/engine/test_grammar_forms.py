@@ -127,7 +127,7 @@ def test_grammar() -> None:
         ({"grammar": "start: nothing"}, "the grammar cannot be held to.*unknown name"),
         ({"grammar": "begin: /a/"}, "the grammar cannot be held to.*no start rule"),
         ({"schema": {"type": "integer", "minimum": 5, "maximum": 3}}, "the schema.*minimum"),
-        ({"schema": {"type": "nonsense"}}, "the schema.*nonsense"),
+        ({"schema": {"type": "nonsense"}}, "schema is of type 'nonsense'"),
         ({"schema": {"$ref": "#"}}, "the schema cannot be held to: no answer follows it"),
         ({"schema": {"enum": []}}, "the schema cannot be held to"),
         ({"schema": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, "oneOf whose branches"),
@@ -368,12 +368,44 @@ def test_a_refusal_names_the_tool() -> None:
         return {"type": "function", "function": {"name": "bad", "parameters": parameters}}
 
     for parameters, words in (
-        ({"properties": {"a": {"not": {}}}}, r"tool 'bad'.properties.a uses the keyword 'not'"),
-        ({"properties": {"a": {"pattern": "(", "type": "string"}}}, r"tool 'bad' cannot be held"),
+        ({"properties": {"a": {"type": "any"}}}, r"tool 'bad'.properties.a is of type 'any'"),
+        ({"properties": {"a": {"pattern": "(", "type": "string"}}}, r"tool 'bad'.*pattern '\('"),
+        ({"properties": {"a": {"enum": []}}, "required": ["a"]}, r"tool 'bad' cannot be held"),
         ({"type": "array"}, r"tool 'bad' are of type 'array'"),
     ):
         with pytest.raises(InvalidGrammar, match=words):
-            compiler().matcher(call_form([TOOL, tool(**parameters)]))
+            compiler().matcher(call_form([TOOL, tool(**parameters)], forced=True))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "array"},
+        {"properties": {"a": {"type": "any"}}},
+        {"properties": {"a": {"$ref": "http://x/y"}}},
+        {"properties": {"a": {"enum": []}}, "required": ["a"]},
+    ],
+)
+def test_a_tool_that_may_be_left_alone_and_cannot_be_held_takes_any_object(
+    parameters: Any,
+) -> None:
+    bad = {"type": "function", "function": {"name": "bad", "parameters": parameters}}
+    form = call_form([TOOL, bad], forced=False)
+    assert reads(form, block('{"name": "bad", "arguments": {"a": [1]}}'))
+    assert not reads(form, block('{"name": "bad", "arguments": 3}'))
+    assert not reads(form, block('{"name": "worse", "arguments": {}}'))
+
+
+def test_what_no_grammar_holds_of_a_tool_is_left_out_of_its_grammar() -> None:
+    parameters = {
+        "properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}},
+        "required": ["tags"],
+    }
+    tool = {"type": "function", "function": {"name": "tag", "parameters": parameters}}
+    for forced in (False, True):
+        form = call_form([tool], forced=forced)
+        assert reads(form, block('{"name": "tag", "arguments": {"tags": ["a", "a"]}}'))
+        assert not reads(form, block('{"name": "tag", "arguments": {"tags": [1]}}'))
 
 
 def test_a_tool_that_is_not_strict_takes_any_object() -> None:

@@ -28,7 +28,7 @@ from mlx_guarded_llm.errors import (
     FallbackRefused,
     GuardedLLMError,
 )
-from mlx_guarded_llm.guarded import Call
+from mlx_guarded_llm.fallback import Call
 from mlx_guarded_llm.testing.faulty import FaultyBackend, Says
 from tests._incident import RIGHT, STEPS, WRONG, faults
 from tests.conftest import MakeBackend, MakeModel

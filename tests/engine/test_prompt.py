@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlx_guarded_llm.engine.prompt import Prompt, encode_prompt, fit_max_tokens
-from mlx_guarded_llm.engine.tool_format import OURS, native_format
+from mlx_guarded_llm.engine.prompt.prompt import Prompt, encode_prompt, fit_max_tokens
+from mlx_guarded_llm.engine.prompt.tool_format import OURS, native_format
 from mlx_guarded_llm.errors import ContextOverflow, InvalidRequest, ModelInvalid, NoChatTemplate
 from mlx_guarded_llm.request import PromptRequest
 from mlx_guarded_llm.testing.chat_templates import chatml
+from tests.engine._families import family
 from tests.engine._tokenizers import (
     CONTEXT,
     THINK,
@@ -88,15 +89,32 @@ def test_a_leading_bos_token_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> 
     assert encode(WithBos(), "<s>a").token_ids == (2,) * 4
 
 
+def test_tokens_behind_a_text_to_continue_are_left_out() -> None:
+    def ids(before: list[int], behind: list[int], text: str) -> tuple[int, ...]:
+        class Adding:
+            has_chat_template = False
+            bos_token = None
+
+            def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+                inner = [2] * len(text)
+                return [*before, *inner, *behind] if add_special_tokens else inner
+
+        return encode(Adding(), text).token_ids
+
+    assert ids([1], [3], "ab") == (1, 2, 2)
+    assert ids([], [3, 3], "ab") == (2, 2)
+    assert ids([1, 1], [], "ab") == (1, 1, 2, 2)
+
+
 def test_messages_need_a_template() -> None:
     with pytest.raises(NoChatTemplate, match=r"as one string"):
         encode(base(), [USER])
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    tokenizer = byte_level("{{ '' }}")
+    tokenizer = byte_level("{{ messages[0].content }}")
     with pytest.raises(InvalidRequest, match="no tokens"):
-        encode(tokenizer, "Hi")
+        encode(tokenizer, [{"role": "user", "content": ""}])
 
 
 def test_developer_becomes_system_unless_the_template_knows_it() -> None:
@@ -104,6 +122,27 @@ def test_developer_becomes_system_unless_the_template_knows_it() -> None:
     assert text(plain(), [developer, USER]) == text(plain(), [SYSTEM, USER])
     knowing = byte_level("{# developer #}" + chatml())
     assert "<|im_start|>developer\n" in text(knowing, [developer, USER])
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "{{ raise_exception('no developer') }}",
+        "{# as it has no developer #}{% set m = {'role': m.role, 'content': ''} %}",
+    ],
+)
+def test_a_template_that_names_the_developer_only_to_refuse_or_ignore_it(refusal: str) -> None:
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    picky = byte_level(
+        "{% for m in messages %}{% if m.role not in ('system', 'user', 'assistant') %}"
+        + refusal
+        + "{% endif %}"
+        + turn
+        + "{% endfor %}"
+    )
+    developer = {"role": "developer", "content": "Be kind."}
+    assert text(picky, [developer, USER]) == text(picky, [SYSTEM, USER])
+    assert text(picky, [SYSTEM, developer, USER]) == text(picky, [SYSTEM, SYSTEM, USER])
 
 
 def test_thinking_reaches_the_template() -> None:
@@ -134,6 +173,167 @@ def test_a_continued_sentencepiece_answer_keeps_its_space() -> None:
     going_on = Prompt((1,), (), continues_text=True)
     assert Answer(sentencepiece(), tokens, prompt=going_on).text == " the"
     assert Answer(sentencepiece(), tokens, prompt=Prompt((1,), ())).text == "the"
+
+
+# What the template would leave out
+
+
+def test_a_text_that_is_left_out_is_refused_by_its_place() -> None:
+    said = {"role": "assistant", "content": "Be kind"}
+    for name in ("drops-answers", "last-message-only"):
+        with pytest.raises(InvalidRequest, match=r"leaves out.*messages\[1\].*'Be kind'"):
+            encode(family(name).tokenizer, [{"role": "user", "content": ""}, said, USER])
+    with pytest.raises(InvalidRequest, match="text of the prompt") as caught:
+        encode(family("cuts-long-texts").tokenizer, "x" * 60)
+    assert caught.value.hint
+
+
+def test_short_texts_are_not_found_in_others() -> None:
+    said = {"role": "assistant", "content": "s"}
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]"):
+        encode(family("drops-answers").tokenizer, [USER, said, USER])
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_nothing_can_be_left_out_of_nothing(content: str) -> None:
+    said = {"role": "assistant", "content": content}
+    assert encode(family("drops-answers").tokenizer, [USER, said, USER])
+
+
+@pytest.mark.parametrize("name", ["drops-system", "gemma-1", "last-message-only"])
+def test_a_system_message_that_the_template_does_not_take_is_told_by_the_user(name: str) -> None:
+    tokenizer = family(name).tokenizer
+    assert "Be kind.\n\nHi" in text(tokenizer, [SYSTEM, USER])
+    assert "Be kind.\n\nHi" in text(tokenizer, [{**SYSTEM, "role": "developer"}, USER])
+    shown = text(tokenizer, [SYSTEM, USER], tools=[TOOL])
+    assert shown.index("Be kind.") < shown.index(json.dumps(TOOL)) < shown.index("Hi")
+    # One that an answer follows is nobody's question.
+    with pytest.raises(InvalidRequest):
+        encode(tokenizer, [SYSTEM, {"role": "assistant", "content": "Hi"}, USER])
+
+
+@pytest.mark.parametrize("name", ["vicuna", "command-r", "llama-2", "gemma-3"])
+def test_a_later_system_message_is_told_by_the_user_where_one_only_is_taken(name: str) -> None:
+    tokenizer = family(name).tokenizer
+    later = {**SYSTEM, "content": "Be brief."}
+    talk = [SYSTEM, USER, {"role": "assistant", "content": "Yes?"}]
+    shown = text(tokenizer, [*talk, later, {"role": "user", "content": "So"}])
+    beginning = text(tokenizer, [SYSTEM, USER])  # the first one stays where it belongs
+    assert shown.startswith(beginning[: beginning.index("Hi")])
+    assert "Be brief.\n\nSo" in shown[shown.index("Yes?") :]
+
+
+def test_what_is_said_beside_a_call_is_not_left_out() -> None:
+    spoken = [USER, {**ASKED[1], "content": "Let me look."}, ASKED[2]]
+    for name in ("llama-3.1-tools", "mistral-3", "deepseek-v3"):
+        assert "Let me look." in text(family(name).tokenizer, spoken, tools=[TOOL])
+    # Where it can be, in the model's own format of calls.
+    prompt = encode(family("llama-3.1-tools").tokenizer, spoken, tools=[TOOL])
+    assert prompt.tool_format is not None and prompt.tool_format.native
+
+
+def test_tools_that_the_template_does_not_really_show_are_described() -> None:
+    tokenizer = byte_level(
+        "{# <tool_call> tool_call.name #}{% if tools %}There are tools.{% endif %}" + chatml(),
+        added=("<tool_call>", "</tool_call>"),
+    )
+    prompt = encode(tokenizer, [USER], tools=[TOOL])
+    assert prompt.tool_format == OURS
+    assert json.dumps(TOOL) in tokenizer.decode(prompt.token_ids)
+
+
+TOOL_MARKERS = ("<tool_call>", "</tool_call>")
+_KNOWS_CALLS = "{# <tool_call> tool_call.name #}"
+
+
+def test_tools_without_a_description_are_not_mistaken_for_words_of_the_question() -> None:
+    tokenizer = byte_level(
+        _KNOWS_CALLS
+        + "{% if tools and messages[0].role != 'system' %}{{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        added=TOOL_MARKERS,
+    )
+    asked = [SYSTEM, {"role": "user", "content": "The weather?"}]
+    assert json.dumps(TOOL) in text(tokenizer, asked, tools=[TOOL])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"days": 3}, {"city": "", "days": [1, True]}])
+@pytest.mark.parametrize(
+    "call",
+    ["", "{{ c.function.name }}{{ c.function.arguments if c.function.arguments is string }}"],
+)
+def test_calls_without_a_text_in_them_are_not_left_out(call: str, arguments: Any) -> None:
+    tokenizer = byte_level(
+        _KNOWS_CALLS + "{{ tools | tojson }}{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}" + call + "{% endfor %}{% endfor %}",
+        added=TOOL_MARKERS,
+    )
+    function = {"name": "weather", "arguments": arguments}
+    asked = [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}]
+    shown = text(tokenizer, [*asked, {**ASKED[2], "tool_call_id": "1"}], tools=[TOOL])
+    if call and not arguments:
+        assert "Hiweather" in shown
+    else:
+        assert json.dumps(arguments) in shown
+
+
+DOCUMENTS = [
+    {"title": "On whales", "text": "A whale is no fish."},
+    {"title": "More", "content": "So they say."},
+]
+
+
+def test_documents_are_shown_or_refused() -> None:
+    knowing = byte_level(
+        "{% for d in documents %}{{ d.text or d.content }}\n{% endfor %}" + chatml(),
+    )
+    given = {"documents": DOCUMENTS}
+    shown = text(knowing, "Hi", template_kwargs=given)
+    assert shown.startswith("A whale is no fish.\nSo they say.\n<|im_start|>")
+    with pytest.raises(InvalidRequest, match=r"template_kwargs\.documents\[0\].*'A whale"):
+        encode(plain(), "Hi", template_kwargs=given)
+    assert encode(plain(), "Hi", template_kwargs={"documents": [{"pages": 3}], "other": "x"})
+    assert encode(plain(), "Hi", template_kwargs={"documents": None})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ m.content | e }}",
+        "{{ (m.content | tojson(ensure_ascii=True)).replace('<', '\\\\u003c')"
+        ".replace('>', '\\\\u003e').replace('&', '\\\\u0026').replace(\"'\", '\\\\u0027') }}",
+        "{{ m.content | indent(4) }}",
+        "{{ [m.content] }}",
+        "{{ m.content | wordwrap(20) }}",
+    ],
+)
+@pytest.mark.parametrize("content", ['it\'s "quoted" & <b>é 你</b>', "lines\n\nand\r\nlines \t \\"])
+def test_a_text_that_is_written_another_way_is_no_loss(written: str, content: str) -> None:
+    tokenizer = byte_level("{% for m in messages %}" + written + "{% endfor %}")
+    assert encode(tokenizer, content)
+
+
+def test_neighbours_of_one_role_are_joined_where_the_template_wants_turns() -> None:
+    both = [USER, {"role": "user", "content": "there"}]
+    assert "Hi\n\nthere" in text(family("gemma-1").tokenizer, both)
+    assert "Hi<|im_end|>" in text(plain(), both)
+
+
+def test_a_switch_that_the_template_takes_out_is_no_loss() -> None:
+    tokenizer = family("smollm-3").tokenizer
+    for content in ("/no_think", "Be kind. /no_think", "/no_thinkBe kind."):
+        shown = text(tokenizer, [{**SYSTEM, "content": content}, USER])
+        assert "no_think" not in shown
+        assert shown.endswith("</think>\n")
+
+
+def test_results_come_in_the_order_of_their_calls() -> None:
+    call = ASKED[1]["tool_calls"][0]
+    asked = {**ASKED[1], "tool_calls": [{**call, "id": "a"}, {**call, "id": "b"}]}
+    results = [{"role": "tool", "tool_call_id": i, "content": f"of {i}"} for i in "ab"]
+    right = text(plain(), [USER, asked, *results])
+    assert right.index("of a") < right.index("of b")
+    assert text(plain(), [USER, asked, *reversed(results)]) == right
 
 
 # What is refused
@@ -219,8 +419,9 @@ def test_tools_are_described_to_the_user_where_there_is_no_system_message() -> N
     shown = text(strict, [USER], tools=[TOOL])
     assert shown.startswith("user: # Tools")
     assert shown.endswith("\n\nHi\n")
+    assert text(strict, [SYSTEM, USER], tools=[TOOL]).startswith("user: Be kind.\n\n# Tools")
     with pytest.raises(InvalidRequest, match="no system"):
-        encode(strict, [SYSTEM, USER], tools=[TOOL])
+        encode(strict, [SYSTEM], tools=[TOOL])
 
 
 @pytest.mark.parametrize("tools", [[], [TOOL]])
@@ -271,11 +472,12 @@ def test_a_named_function_is_the_only_one_and_called_once() -> None:
 
 def test_mistral_gets_ids_it_accepts() -> None:
     template = (
-        "{# [TOOL_CALLS] #}{{ tools }}{% for m in messages %}{{ m.tool_call_id }} "
-        "{% for c in m.tool_calls or [] %}{{ c.id }} {% endfor %}{% endfor %}"
+        "{# [TOOL_CALLS] #}{{ tools }}{% for m in messages %}{{ m.content }} {{ m.tool_call_id }} "
+        "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{{ c.id }} {% endfor %}"
+        "{% endfor %}"
     )
     words = text(byte_level(template, added=("[TOOL_CALLS]",)), ASKED, tools=[TOOL]).split()
-    first, second = words[-2:]
+    first, second = words[-3].rpartition("}")[2], words[-1]
     assert first == second
     assert len(first) == 9
     assert first.isalnum()
@@ -290,6 +492,16 @@ def test_the_initial_state_is_the_templates(content: str) -> None:
     assert encode(thinker(False), content, thinking=False).initial_state == "normal"
     assert encode(thinker(True), content).initial_state == "reasoning"
     assert encode(plain(), content).initial_state == "normal"
+
+
+@pytest.mark.parametrize("begin", ["", "{% if add_generation_prompt %}A:{% endif %}"])
+def test_the_initial_state_is_not_that_of_a_message(begin: str) -> None:
+    inst = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}" + begin
+    tokenizer = byte_level(inst, added=THINK)
+    for content in ("What does <think> mean?", "<think>", "</think>"):
+        prompt = encode(tokenizer, content)
+        assert prompt.initial_state == "normal"
+        assert prompt.may_think
 
 
 def test_the_initial_state_without_a_recognisable_turn() -> None:

@@ -49,7 +49,7 @@ def penalised(seed: int, steps: int) -> list[tuple[Any, Any]]:
     import mlx.core as mx
     from mlx_lm.sample_utils import make_logits_processors
 
-    from mlx_guarded_llm.engine.penalties import Penalties
+    from mlx_guarded_llm.engine.decode.penalties import Penalties
 
     dice = random.Random(seed)
     mx.random.seed(seed)
@@ -89,7 +89,7 @@ def test_penalties_of_all_rows_at_once_are_those_of_mlx_lm(
 ) -> None:
     # So few, that the windows are laid out anew now and then.
     engine.run(lambda: None)  # MLX is imported there
-    monkeypatch.setattr("mlx_guarded_llm.engine.penalties._AHEAD", 5)
+    monkeypatch.setattr("mlx_guarded_llm.engine.decode.penalties._AHEAD", 5)
     monkeypatch.setitem(PENALTIES[1], "penalty_window", window)
     for ours, theirs in engine.run(lambda: penalised(seed, 23)):
         for row, expected in zip(ours, theirs, strict=True):
@@ -98,7 +98,7 @@ def test_penalties_of_all_rows_at_once_are_those_of_mlx_lm(
 
 def test_random_numbers_are_those_of_splitmix64(engine: Backend) -> None:
     def numbers() -> Any:
-        from mlx_guarded_llm.engine.sampling import Row, randomness, uniforms
+        from mlx_guarded_llm.engine.decode.sampling import Row, randomness, uniforms
 
         rows = [
             Row(SamplingParams(), seed, index) for seed in (0, 7, 2**64 - 1) for index in (0, 5)
@@ -122,7 +122,7 @@ def picked(options: list[dict[str, Any]], seeds: list[int], draws: int) -> list[
     """Tokens of rows with these parameters, one list for each draw, of the same logits."""
     import mlx.core as mx
 
-    from mlx_guarded_llm.engine.sampling import Row, Rows
+    from mlx_guarded_llm.engine.decode.sampling import Row, Rows
 
     mx.random.seed(7)
     logits = mx.random.normal((1, VOCABULARY)) * 2

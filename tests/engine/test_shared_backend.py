@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_guarded_llm import Backend, GuardedLLM, default_backend
+from mlx_guarded_llm import BaseBackend, GuardedLLM, default_backend
 from mlx_guarded_llm.errors import InvalidRequest
 from tests.conftest import MakeModel
 
@@ -19,7 +19,7 @@ def _closed_afterwards() -> Iterator[None]:
 
 
 def test_everybody_gets_the_same_one() -> None:
-    found: list[Backend] = []
+    found: list[BaseBackend] = []
     threads = [threading.Thread(target=lambda: found.append(default_backend())) for _ in range(8)]
     for thread in threads:
         thread.start()

@@ -315,9 +315,29 @@ print(json.dumps(answer(model, tokenizer, chat(tokenizer, "Hi"), 300)[0]))
         )
         assert said.startswith("again and again and again and ") and len(said) > 500
 
+    def test_each_turn_has_its_answer(self, tmp_path: Path) -> None:
+        call = TEXTS["tools"]
+        folder = make_scripted_model(
+            tmp_path, call, later=[call, "It is 3.", "Nothing else."], thinking=True, tools=True
+        )
+        said = with_mlx(
+            """
+model, tokenizer = mlx_lm.load(arguments)
+messages, said = [], []
+for turn in range(5):
+    messages.append({"role": "user", "content": "Go on."})
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    said.append(answer(model, tokenizer, prompt, 400)[0])
+    messages.append({"role": "assistant", "content": said[-1]})
+print(json.dumps(said))
+""",
+            str(folder),
+        )
+        assert said == [call, call, "It is 3.", "Nothing else.", "Nothing else."]
+
     @given(text=st.text(min_size=40), piece_bytes=st.integers(2, 6))
     def test_the_pieces_are_unique_and_make_the_text(self, text: str, piece_bytes: int) -> None:
-        script = cut(text, piece_bytes=piece_bytes)
+        [script] = cut(text, piece_bytes=piece_bytes)
         byte_of = {character: number for number, character in enumerate(ALPHABET)}
         spelled = bytes(byte_of[character] for piece in script for character in piece)
         assert spelled == text.encode()
@@ -325,11 +345,11 @@ print(json.dumps(answer(model, tokenizer, chat(tokenizer, "Hi"), 300)[0]))
         assert all(len(piece) >= 2 for piece in script)
 
     def test_characters_are_cut_through(self) -> None:
-        pieces = cut("🙂🙁", piece_bytes=3)
+        [pieces] = cut("🙂🙁", piece_bytes=3)
         assert [len(piece) for piece in pieces] == [3, 3, 2]
 
     def test_a_marker_is_one_token_once(self) -> None:
-        script = cut("<a>12<a>34", piece_bytes=8, markers=("<a>",))
+        [script] = cut("<a>12<a>34", piece_bytes=8, markers=("<a>",))
         assert script == ["<a>", "12<a>34"]
         assert all(left != right for left, right in pairwise(script))
 
@@ -337,3 +357,9 @@ print(json.dumps(answer(model, tokenizer, chat(tokenizer, "Hi"), 300)[0]))
     def test_what_cannot_be_scripted_is_refused(self, tmp_path: Path, text: str) -> None:
         with pytest.raises(ValueError, match=r"must not|cannot be cut"):
             make_scripted_model(tmp_path, text)
+
+    def test_later_answers_are_bounded_and_need_a_template(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="9 later answers; 8 are the most"):
+            make_scripted_model(tmp_path, "Yes.", later=["No."] * 9)
+        with pytest.raises(ValueError, match="need a chat template"):
+            make_scripted_model(tmp_path, "Yes.", later=["No."], chat_template=None)

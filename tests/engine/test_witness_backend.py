@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str, str
 SCHEDULES = '''
 import gc, json, random
 from collections import Counter
-from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine import observer
 
 models = sys.argv[1:5]
 text = sys.argv[5]
@@ -132,7 +132,7 @@ gc.freeze()  # what is imported is no garbage: no unload need search it
 for seed in range(int(sys.argv[6])):
     schedule(seed, budget)
     assert not failed, (seed, failed)
-print(json.dumps({"seen": rail.current().seen, "kinds": kinds, "ends": ends}))
+print(json.dumps({"seen": observer.process_observer().seen, "kinds": kinds, "ends": ends}))
 '''
 
 

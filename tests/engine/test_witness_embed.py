@@ -13,7 +13,7 @@ from tests.engine._scripts import run_script
 SCHEDULES = """
 import gc, json, random
 from collections import Counter
-from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine import observer
 
 EMBEDDER, COUNT = OTHER, int(sys.argv[4])
 kinds, ends = Counter(), Counter()
@@ -74,7 +74,7 @@ for seed in range(COUNT):
     assert backend.close()
     kinds.update(event.kind for event in backend.events())
     assert not failed, (seed, failed)
-print(json.dumps({"seen": rail.current().seen, "kinds": kinds, "ends": ends}))
+print(json.dumps({"seen": observer.process_observer().seen, "kinds": kinds, "ends": ends}))
 """
 
 

@@ -16,12 +16,13 @@ from mlx_guarded_llm.testing.tiny import make_tiny_model
 
 PRELUDE = """
 import json, sys, threading
+from contextlib import contextmanager
 from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 from mlx_lm import load, stream_generate
 from mlx_lm.generate import BatchGenerator
-from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine import observer
 from mlx_guarded_llm.testing.witness import Witness, install, uninstall, witnessed
 
 model_a, model_b = sys.argv[1:]
@@ -82,7 +83,7 @@ def bound():
 from mlx.core import eval as my_eval
 before, mine = bound(), [my_eval]  # in lists, where no patch reaches
 with witnessed(on_violation=found.append) as witness:
-    assert rail.current() is witness
+    assert observer.process_observer() is witness
     during = bound()
     mine.append(my_eval)
     try:
@@ -92,7 +93,7 @@ with witnessed(on_violation=found.append) as witness:
     late = mx.eval
     mx.eval(mx.ones(3))
     seen = dict(witness.seen)
-assert isinstance(rail.current(), rail.NoRail)
+assert type(observer.process_observer()) is observer.Observer
 late(mx.ones(3))  # a wrapper somebody kept passes through
 mx.array(1).item()
 assert dict(witness.seen) == seen
@@ -266,39 +267,46 @@ print(json.dumps([pairs(), len(found) - count]))
 
 
 def test_what_the_engine_reports_is_not_counted_twice(models: tuple[str, str]) -> None:
-    """An engine in miniature: sections and marks by the rail, work by mlx-lm."""
+    """An engine in miniature: reports as the engine makes them, work by mlx-lm."""
     violations, seen = observe(
         models,
         """
 witness = install(on_violation=found.append)
-current = rail.current()
-with current.load("a"):
+current = observer.process_observer()
+
+@contextmanager
+def doing(work, model):
+    current.began(work, model)
+    yield
+    current.ended()
+
+with doing("load", "a"):
     a, tokenizer = load(model_a)
     mx.eval(a)
 batch = BatchGenerator(a, max_tokens=50)
 batch.insert([[1, 2, 3]])
 current.generation_began("a", "request-1")
 for _ in range(4):
-    with current.step("a"):
+    with doing("step", "a"):
         batch.next()
 current.paused(["a"])
 mx.synchronize(batch.stream)
-with current.load("b"):
+with doing("load", "b"):
     load(model_b)
 current.resumed()
-with current.step("a"):
+with doing("step", "a"):
     batch.next()
 quiet = len(found)
-with current.load("b"):
+with doing("load", "b"):
     load(model_b)
-with current.foreign("cell"):
+with doing("run", "cell"):
     mlx_lm.generate(a, tokenizer, "Hello", max_tokens=3)
 loud = pairs()[quiet:]
 current.generation_ended("request-1")
-with current.unload("a"):
+with doing("unload", "a"):
     batch.close()
     del batch, a
-with current.load("b"):
+with doing("load", "b"):
     load(model_b)
 print(json.dumps([[quiet, loud, len(found)], witness.seen]))
 """,
@@ -318,7 +326,7 @@ def test_the_environment_installs_it(models: tuple[str, str]) -> None:
     assert observe(
         models,
         """
-witness = rail.current()
+witness = observer.process_observer()
 load(model_a)
 print(json.dumps([isinstance(witness, Witness), witness.seen["load"]]))
 """,

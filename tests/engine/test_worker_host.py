@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mlx_guarded_llm import logs
 from mlx_guarded_llm.engine.protocol import (
     Broken,
     Delta,
@@ -24,6 +26,7 @@ from mlx_guarded_llm.engine.protocol import (
     Measured,
     Prepare,
     Prepared,
+    Report,
     Run,
     Start,
     Stopped,
@@ -31,12 +34,15 @@ from mlx_guarded_llm.engine.protocol import (
 from mlx_guarded_llm.errors import InvalidRequest
 from mlx_guarded_llm.params import SamplingParams
 from mlx_guarded_llm.request import PromptRequest
-from mlx_guarded_llm.worker import host as host_module
-from mlx_guarded_llm.worker import process as process_module
-from mlx_guarded_llm.worker.death import Died
-from mlx_guarded_llm.worker.process import WorkerProcess
+from mlx_guarded_llm.worker.parent import client as host_module
+from mlx_guarded_llm.worker.parent import process as process_module
+from mlx_guarded_llm.worker.parent.client import WorkerEngine
+from mlx_guarded_llm.worker.parent.death import Died
+from mlx_guarded_llm.worker.parent.process import WorkerProcess
+from mlx_guarded_llm.worker.pickling import pack
+from tests._no_back_end import no_back_end
 from tests.conftest import MakeModel
-from tests.engine._worker import PATIENCE, Host, files_of, is_gone, until
+from tests.engine._worker import OPTIONS, PATIENCE, Host, files_of, is_gone, until
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +92,10 @@ def hang_up() -> None:
     socket.socket(fileno=os.dup(int(sys.argv[1]))).shutdown(socket.SHUT_WR)
 
 
+def close_stdout() -> None:
+    sys.stdout.close()
+
+
 def segfault() -> None:
     import ctypes
 
@@ -109,7 +119,7 @@ def test_a_life(make_host: MakeHost, tiny: MakeModel, capsys: pytest.CaptureFixt
     end = host.next(Ended)
     assert end.error is None and end.counts["completion_tokens"] == 20
     deltas = [report for report in host.reports if isinstance(report, Delta)]
-    assert sum(len(delta.tokens) for delta in deltas) <= 20
+    assert sum(len(delta.chunk.tokens) for delta in deltas) <= 20
     assert any(isinstance(report, Measured) for report in host.reports)
 
     def speak() -> tuple[int, str]:
@@ -142,6 +152,7 @@ def test_what_is_logged_there_is_logged_here(
 
     host.run(fn)
     host.value()
+    assert logs.flush(PATIENCE)
     (record,) = [r for r in caplog.records if "it happened there" in r.message]
     assert record.name == "mlx_guarded_llm.engine" and record.levelno == logging.ERROR
     assert "ValueError: of theirs" in record.message
@@ -192,11 +203,11 @@ def test_death_while_it_generates_names_the_model(make_host: MakeHost, tiny: Mak
     host = make_host()
     generate(host, tiny(), max_tokens=2000)
     host.next(Delta)
-    vital = host.engine._process.vital
-    assert vital is not None
-    until(lambda: vital.read().work == "step")
+    status = host.engine._process.status
+    assert status is not None
+    until(lambda: status.read().work == "step")
     os.kill(host.pid, signal.SIGSTOP)  # wherever it is, it stays there
-    while vital.read().work != "step":
+    while status.read().work != "step":
         os.kill(host.pid, signal.SIGCONT)
         os.kill(host.pid, signal.SIGSTOP)
     os.kill(host.pid, signal.SIGKILL)
@@ -210,6 +221,15 @@ def test_sigterm_from_outside(make_host: MakeHost) -> None:
     os.kill(host.pid, signal.SIGTERM)
     death = host.death()
     assert (death.cause, death.code) == ("killed", -signal.SIGTERM)
+
+
+def test_it_leaves_well_though_a_function_closed_its_output(make_host: MakeHost) -> None:
+    host = make_host()
+    host.ready()
+    host.run(close_stdout)
+    host.value()
+    os.kill(host.pid, signal.SIGTERM)
+    assert host.death().code == -signal.SIGTERM
 
 
 def test_a_child_of_the_worker_holds_its_pipes(make_host: MakeHost) -> None:
@@ -234,7 +254,7 @@ def test_the_engine_breaks(make_host: MakeHost) -> None:
         from mlx_guarded_llm.engine.engine import Engine
         from mlx_guarded_llm.engine.thread import mlx_thread
 
-        (engine,) = [w for w in mlx_thread()._workers if isinstance(w, Engine)]
+        (engine,) = [w for w in mlx_thread()._steppables if isinstance(w, Engine)]
         mlx_thread().post(lambda: engine._die(RuntimeError("results are zeros")))
 
     host.run(spoil)
@@ -279,7 +299,8 @@ def test_foreign_work_that_lets_nobody_run_is_hung(watched_host: Host) -> None:
 def test_nothing_comes_from_it_any_more(
     fn: Callable[[], None], cause: str, make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_module, "LEAVE_GRACE", 0.1)
+    if cause == "condemned":  # it does not leave by itself, so nobody need wait for that
+        monkeypatch.setattr(host_module, "LEAVE_GRACE", 0.1)
     host = make_host()
     host.ready()
     host.run(fn)
@@ -293,10 +314,7 @@ def test_nothing_comes_from_it_any_more(
 def test_mlx_cannot_be_imported(
     make_host: MakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "mlx_lm"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise ImportError('libmlx.so: no such file')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", no_back_end(tmp_path))
     host = make_host()
     error = host.next(Broken).error
     assert "libmlx.so" in str(error) and "[cpu]" in str(error)
@@ -396,12 +414,13 @@ def test_one_that_does_not_stop_is_killed_in_the_end(
 ) -> None:
     host = make_host()
     host.run(lambda: time.sleep(1000))
-    vital = host.engine._process.vital
-    assert vital is not None
-    until(lambda: vital.read().work == "run")
+    status = host.engine._process.status
+    assert status is not None
+    until(lambda: status.read().work == "run")
     monkeypatch.setattr(process_module, "GRACE", 0.2)
     monkeypatch.setattr(process_module, "GRACE_PER_GIB", 0.0)
     host.close()
+    assert logs.flush(PATIENCE)
     assert "SIGTERM" in caplog.text and "SIGKILL" in caplog.text
     assert host.engine._process.code == -signal.SIGKILL
 
@@ -435,3 +454,27 @@ def test_a_spare_that_nobody_wants() -> None:
     process.stop()
     assert process.ended.wait(60)
     assert process.code == 0 and is_gone(process.pid)
+
+
+def test_a_refused_command_may_be_answered_with_another() -> None:
+    """Also when it waited for the greeting: a listener may send whatever it likes."""
+    reports: queue.SimpleQueue[Report | Died] = queue.SimpleQueue()
+
+    def listen(report: Report | Died) -> None:
+        if isinstance(report, JobEnded) and report.job_id == "refused":
+            engine.send(Run("second", "theirs", pack(int), False))
+        reports.put(report)
+
+    engine = WorkerEngine(listen, OPTIONS)
+    cannot_be_sent: Any = threading.Lock()
+    engine.send(Run("refused", "theirs", cannot_be_sent, False))
+    ended: list[JobEnded] = []
+    while len(ended) < 2:
+        report = reports.get(timeout=PATIENCE)
+        assert not isinstance(report, (Died, Stopped)), report
+        ended += [report] if isinstance(report, JobEnded) else []
+    assert [report.job_id for report in ended] == ["refused", "second"]
+    assert isinstance(ended[0].error, InvalidRequest)
+    engine.close()
+    while not isinstance(reports.get(timeout=PATIENCE), Stopped):
+        pass

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlx_guarded_llm.worker.process import WorkerProcess
+from mlx_guarded_llm.worker.parent.process import WorkerProcess
 from tests.engine._worker import PATIENCE, Host, is_gone, until
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_parent_that_is_killed_takes_it_along() -> None:
     with script(
         """
         import time
-        from mlx_guarded_llm.worker.process import WorkerProcess
+        from mlx_guarded_llm.worker.parent.process import WorkerProcess
         print(WorkerProcess().pid, flush=True)
         time.sleep(1000)
         """
@@ -202,7 +202,7 @@ def test_the_end_of_the_socket_ends_it_too() -> None:
 def test_a_script_that_ends_without_a_word_leaves_none() -> None:
     with script(
         """
-        from mlx_guarded_llm.worker.process import WorkerProcess
+        from mlx_guarded_llm.worker.parent.process import WorkerProcess
         print(*(WorkerProcess().pid for _ in range(2)))
         """
     ) as parent:
@@ -215,7 +215,7 @@ def test_a_forked_child_of_the_parent_holds_nothing_of_it() -> None:
     with script(
         """
         import os
-        from mlx_guarded_llm.worker.process import WorkerProcess
+        from mlx_guarded_llm.worker.parent.process import WorkerProcess
         def ours():
             return {os.readlink(f"/dev/fd/{d}") for d in os.listdir("/dev/fd") if int(d) > 2
                     and os.path.lexists(f"/dev/fd/{d}")} - {"/proc"}
@@ -240,7 +240,7 @@ def test_where_ended_children_are_not_told_of() -> None:
     with script(
         """
         import os, signal
-        from mlx_guarded_llm.worker.process import WorkerProcess
+        from mlx_guarded_llm.worker.parent.process import WorkerProcess
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         process = WorkerProcess()
         process.signal(signal.SIGKILL)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from functools import reduce
+from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 
-from langchain_mlx_guarded.answers import ChunkTranslator, chat_result, result_of
+from langchain_mlx_guarded.answers import (
+    ChunkTranslator,
+    answer_of,
+    chat_result,
+    cut_off_by,
+    result_of,
+)
 from mlx_guarded_llm.results import (
     Chunk,
     InvalidToolCall,
@@ -33,7 +39,7 @@ def whole(**changes: Any) -> Result:
         "invalid_tool_calls": (InvalidToolCall('{"name": "add", "arguments": {"a', "cut off"),),
         "logprobs": LOGPROBS,
         "finish_reason": "tool_calls",
-        "usage": Usage(10, 4, 6),
+        "usage": Usage(10, 4, 6, 2),
         "guard": GUARD,
     }
     return Result(**{**fields, **changes})
@@ -77,6 +83,7 @@ def test_a_whole_answer_has_everything() -> None:
         "output_tokens": 4,
         "total_tokens": 14,
         "input_token_details": {"cache_read": 6},
+        "output_token_details": {"reasoning": 2},
     }
     metadata = message.response_metadata
     assert metadata["model_name"] == "small"
@@ -126,22 +133,24 @@ def test_a_message_becomes_a_result_again() -> None:
     full = whole(logprobs=(), invalid_tool_calls=())
     message = chat_result(full).generations[0].message
     assert isinstance(message, AIMessage)
-    assert result_of(message, model="small", request_id="x") == full
+    assert result_of(message) == full
+    assert result_of(AIMessage("x")) is None
 
 
-@pytest.mark.parametrize(
-    ("metadata", "expected"),
-    [
-        ({"finish_reason": "length"}, "length"),
-        ({"stop_reason": "max_tokens"}, "length"),
-        ({"finish_reason": "MAX_TOKENS"}, "length"),
-        ({"done_reason": "stop"}, "stop"),
-        ({}, "stop"),
-    ],
-)
-def test_finish_reasons_of_other_providers_are_understood(metadata: Any, expected: str) -> None:
-    message = AIMessage("x", response_metadata=metadata)
-    result = result_of(message, model="cloud", request_id="r9")
-    assert result.finish_reason == expected
-    assert result.guard.served_model == "cloud"
-    assert result.guard.request_id == "r9"
+def test_what_a_provider_did_not_count_is_told_as_none() -> None:
+    message = chat_result(whole(usage=Usage(0, 0))).generations[0].message
+    assert isinstance(message, AIMessage) and message.usage_metadata is None
+    assert answer_of(message).usage is None
+
+
+def test_an_object_that_a_client_found_cut_off_is_told_as_that() -> None:
+    """OpenAI's raises where a form is cut off; the error holds the answer."""
+    error = ValueError("the length limit was reached")
+    assert cut_off_by(error) is None
+    choice = SimpleNamespace(message=SimpleNamespace(content='{"a'), finish_reason="length")
+    usage = SimpleNamespace(prompt_tokens=5, completion_tokens=3, total_tokens=8)
+    error.completion = SimpleNamespace(choices=[choice], usage=usage)  # type: ignore[attr-defined]
+    answer = cut_off_by(error)
+    assert answer is not None and answer.text == '{"a'
+    assert answer.response_metadata["finish_reason"] == "length"
+    assert answer.usage_metadata is not None and answer.usage_metadata["total_tokens"] == 8

@@ -9,11 +9,17 @@ import pytest
 from langchain_core import exceptions as theirs
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumpd, load
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    SystemMessage,
+    trim_messages,
+)
 from pydantic import SecretStr, ValidationError
 
 from langchain_mlx_guarded import ChatMLXGuarded
-from mlx_guarded_llm import Backend, Provenance, RetryPolicy
+from mlx_guarded_llm import Backend, BaseBackend, Provenance, RetryPolicy
 from mlx_guarded_llm.errors import InvalidRequest, ModelNotFound
 from tests.conftest import MakeModel
 
@@ -147,7 +153,8 @@ async def test_max_tokens_of_the_caller_cuts_and_says_so(ask: Any, chat: ChatMLX
     message = await ask(chat, "Hi", max_tokens=7)
     assert message.usage_metadata["output_tokens"] == 7
     assert message.response_metadata["finish_reason"] == "length"
-    assert message.response_metadata["guard"]["degraded"] == ["length"]
+    guard = message.response_metadata["guard"]
+    assert guard["capped"] and guard["degraded"] == []
 
 
 @each_way
@@ -227,9 +234,38 @@ def test_tools_count_as_tokens(backend: Backend, scripted: MakeModel) -> None:
     assert chat.get_num_tokens_from_messages(hello, tools=[add]) > bare + 50
 
 
+TURNS = """\
+{%- for m in messages %}
+    {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {{- m.role + ': ' + m.content + '\\n' }}
+{%- endfor %}"""
+SYSTEM_FIRST = """\
+{%- for m in messages %}
+    {%- if m.role == 'system' and not loop.first %}
+        {{- raise_exception('system must be first') }}
+    {%- endif %}
+    {{- m.role + ': ' + m.content + '\\n' }}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize("template", [TURNS, SYSTEM_FIRST], ids=["turns", "system-first"])
+@pytest.mark.parametrize("strategy", ["last", "first"])
+def test_any_slice_of_a_history_can_be_counted(
+    backend: Backend, scripted: MakeModel, template: str, strategy: Any
+) -> None:
+    history = [HumanMessage("one " * 9), AIMessage("two " * 9), HumanMessage("3"), AIMessage("4")]
+    history = [SystemMessage("Be brief."), *history] if template is SYSTEM_FIRST else history
+    chat = ChatMLXGuarded(model=scripted(PARIS, chat_template=template), backend=backend)
+    kept = trim_messages(history, max_tokens=60, token_counter=chat, strategy=strategy)
+    assert 0 < len(kept) < len(history)
+    assert kept == (history[-len(kept) :] if strategy == "last" else history[: len(kept)])
+
+
 def test_counting_loads_no_weights(chat: ChatMLXGuarded) -> None:
     chat.get_num_tokens_from_messages([HumanMessage("hello")])
-    assert chat.backend is not None
+    assert isinstance(chat.backend, BaseBackend)
     assert chat.backend.models() == []
 
 
@@ -244,8 +280,7 @@ def test_making_one_loads_nothing_and_starts_no_backend(
     def refuse(**_: Any) -> None:
         raise AssertionError("a backend was made")
 
-    monkeypatch.setattr("langchain_mlx_guarded.chat_models.default_backend", refuse)
-    monkeypatch.setattr("mlx_guarded_llm.backend.shared.default_backend", refuse)
+    monkeypatch.setattr("mlx_guarded_llm.backend.default_backend.default_backend", refuse)
     chat = ChatMLXGuarded(model=thinker)
     assert chat.profile is not None
     assert repr(chat) and chat.asdict() and dumpd(chat)
@@ -271,7 +306,7 @@ def test_the_profile_says_what_the_model_can_do(chat: ChatMLXGuarded, scripted: 
         ({"max_retries": -1}, "attempts"),
         ({"max_retries": 1, "retry": RetryPolicy()}, "both given"),
         ({"on_fallback": "ignore"}, "on_fallback"),
-        ({"backend": "http://localhost"}, "must be a Backend"),
+        ({"backend": "localhost"}, "must be a Backend"),
         ({"fallbacks": [3]}, "fallbacks"),
         ({"stop": [""]}, "stop"),
     ],
@@ -331,6 +366,10 @@ def test_everything_an_answer_depends_on_identifies_it() -> None:
         {"max_retries": 5},
         {"stop": ["x"]},
         {"template_kwargs": {"x": 1}},
+        {"revision": "v2"},
+        {"adapter_path": "/adapters"},
+        {"kv_bits": 8},
+        {"context_window": 256},
     ]
     for change in changes:
         assert ChatMLXGuarded(**{"model": "m", **change}).asdict() != base, change

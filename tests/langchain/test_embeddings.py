@@ -29,7 +29,9 @@ class Counter:
         self.error = error
         self.calls: list[tuple[str, list[str], float | None]] = []
 
-    def embed(self, model: str, texts: list[str], *, timeout: float | None = None) -> Vectors:
+    def embed(
+        self, model: str, texts: list[str], *, truncate: bool, timeout: float | None
+    ) -> Vectors:
         self.calls.append((model, texts, timeout))
         if self.error is not None:
             raise self.error
@@ -78,7 +80,7 @@ async def test_errors_are_of_both_libraries() -> None:
         await embeddings.aembed_query("a")
 
 
-@pytest.mark.parametrize("arguments", [{"modle": "x"}, {"backend": "http://x"}])
+@pytest.mark.parametrize("arguments", [{"modle": "x"}, {"backend": "x"}])
 def test_wrong_arguments_are_told_at_once(arguments: Any) -> None:
     with pytest.raises(ValidationError):
         MLXGuardedEmbeddings(model="e5", **arguments)
@@ -88,8 +90,11 @@ def test_its_backend_is_not_shown() -> None:
     assert "backend" not in repr(make(Counter()))
     assert make(Counter()).model_dump() == {
         "model_name": "e5",
+        "revision": None,
+        "context_window": None,
         "query_prefix": "",
         "document_prefix": "",
+        "truncate": False,
         "timeout": None,
     }
 

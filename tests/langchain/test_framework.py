@@ -16,8 +16,9 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableConfig
 
 from langchain_mlx_guarded import ChatMLXGuarded
-from mlx_guarded_llm import Backend, RetryPolicy
-from mlx_guarded_llm.errors import EngineDied
+from mlx_guarded_llm import Backend, BaseBackend, RetryPolicy
+from mlx_guarded_llm.errors import DegradedAnswer, EngineDied
+from mlx_guarded_llm.results import Result
 from mlx_guarded_llm.testing.faulty import FaultyBackend, Says
 from tests.conftest import MakeModel
 
@@ -292,6 +293,26 @@ async def test_a_degraded_answer_is_not_served_from_the_cache(
 
 
 @both
+async def test_what_is_refused_is_refused_from_the_cache_as_well(
+    chat: ChatMLXGuarded, cache: InMemoryCache, is_async: bool
+) -> None:
+    chat.cache = cache
+    first = await asked(chat, is_async, "Count")
+
+    def refuse(result: Result) -> bool:
+        assert result.text == TEXT and result.guard.as_asked
+        return False
+
+    with pytest.raises(DegradedAnswer):
+        await asked(chat, is_async, "Count", accept=refuse)
+    careful = chat.model_copy(update={"accept": refuse})
+    with pytest.raises(DegradedAnswer):
+        await asked(careful, is_async, "Count")
+    content = await asked(chat, is_async, "Count", accept=lambda result: True)
+    assert answer_ids(content) == answer_ids(first), "one that is accepted is served"
+
+
+@both
 async def test_what_the_caller_cut_off_is_cached(
     chat: ChatMLXGuarded, cache: InMemoryCache, is_async: bool
 ) -> None:
@@ -306,13 +327,26 @@ def test_other_weights_under_the_same_name_are_another_answer(
     from dataclasses import replace
 
     before = chat._get_llm_string()
-    assert chat.backend is not None
+    assert isinstance(chat.backend, BaseBackend)
     card = chat.backend.card(chat.model_name)
     assert card is not None
     changed = replace(card, fingerprint="other")
     monkeypatch.setattr(chat.backend, "card", lambda name: changed)
     assert chat._get_llm_string() != before
     assert chat._get_llm_string(temperature=1.0) != chat._get_llm_string(temperature=0.0)
+
+
+def test_what_a_model_is_loaded_with_is_in_the_key(chat: ChatMLXGuarded) -> None:
+    keys = {chat._get_llm_string()}
+    loading: list[dict[str, Any]] = [
+        {"context_window": 256},
+        {"kv_bits": 8},
+        {"context_window": 512},
+    ]
+    for options in loading:
+        keys |= {chat._get_llm_string(**options)}
+        keys |= {chat.model_copy(update=options)._get_llm_string()}
+    assert len(keys) == 7
 
 
 def test_an_answer_has_an_id_of_its_run(chat: ChatMLXGuarded) -> None:

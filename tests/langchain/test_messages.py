@@ -199,3 +199,10 @@ def test_the_callers_messages_are_not_changed() -> None:
     dialogue[0]["content"] = "changed"
     assert [message.model_dump() for message in messages] == before
     assert len(messages) == 4
+
+
+def test_what_could_not_be_read_as_a_call_is_none_by_its_block_either() -> None:
+    block = {"type": "tool_use", "name": "add", "input": {}, "id": "c1"}
+    unread: Any = {"name": "add", "args": '{"a": ', "id": "c1", "error": None}
+    answer = AIMessage([block], invalid_tool_calls=[{"type": "invalid_tool_call", **unread}])
+    assert to_openai([answer]) == [{"role": "assistant", "content": '{"a": '}]

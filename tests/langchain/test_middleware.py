@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
+from langchain.agents.middleware import (
+    AgentMiddleware,
+    ModelFallbackMiddleware,
+    ModelRetryMiddleware,
+)
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core import exceptions as theirs
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
@@ -59,6 +64,17 @@ async def run(agent: Any, is_async: bool, **config: Any) -> Any:
 
 def moody(*moods: Any, answer: Any = "Forty two.") -> Moody:
     return Moody(moods=list(moods), answer=answer)
+
+
+class Warm(Moody):
+    """It has settings that its owner left open."""
+
+    temperature: float | None = None
+    seed: int | None = None
+
+
+def warm(*moods: Any) -> Warm:
+    return Warm(moods=list(moods), answer="Forty two.")
 
 
 def agent_of(model: Any, *, tools: Any = (), **options: Any) -> Any:
@@ -137,12 +153,24 @@ async def test_held_insurance_gives_way_to_the_models_own_answer(is_async: bool)
 
 @both
 async def test_a_degraded_answer_is_asked_for_again_and_never_passed_off(is_async: bool) -> None:
-    state = await run(agent_of(moody("", " ")), is_async)
+    model = warm("", " ")
+    state = await run(agent_of(model), is_async)
     assert state["messages"][-1].content == "Forty two."
+    attempts = state["guard"][0]["attempts"]
+    seeds = {attempt["changed"].get("seed") for attempt in attempts}
+    assert len(seeds) == 3 and None in seeds
     with pytest.raises(DegradedAnswer):
-        await run(agent_of(moody(*[""] * 9)), is_async)
-    check = agent_of(moody("No idea."), accept=lambda result: "two" in result.text)
+        await run(agent_of(warm(*[""] * 9)), is_async)
+    check = agent_of(warm("No idea."), accept=lambda result: "two" in result.text)
     assert (await run(check, is_async))["messages"][-1].content == "Forty two."
+
+
+@both
+async def test_a_model_that_no_change_reaches_is_not_asked_the_same_again(is_async: bool) -> None:
+    model = moody("", "")
+    with pytest.raises(DegradedAnswer):
+        await run(agent_of(model), is_async)
+    assert len(model.seen) == 1
 
 
 @both
@@ -197,7 +225,6 @@ async def test_structured_responses_come_through(strategy: Any, is_async: bool) 
 
 @both
 async def test_an_interrupt_is_no_failure(is_async: bool) -> None:
-    from langchain.agents.middleware import AgentMiddleware
     from langgraph.checkpoint.memory import InMemorySaver
 
     class AsksPeople(AgentMiddleware[Any, Any, Any]):
@@ -240,6 +267,122 @@ def test_a_model_that_hangs_is_left_at_the_deadline() -> None:
         release.set()
     assert state["messages"][-1].content == "Yes."
     assert "RequestTimeout" in state["guard"][0]["attempts"][0]["error"]
+
+
+# ---- settings and checks -----------------------------------------------------------------------
+
+
+class Settings(AgentMiddleware[Any, Any, Any]):
+    """Another middleware, which sets options of the agent's model."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return handler(request.override(model_settings=self._settings))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return await handler(request.override(model_settings=self._settings))
+
+
+@both
+async def test_settings_of_one_kind_of_model_are_not_another_kinds(is_async: bool) -> None:
+    backend: Any = FaultyBackend(faults={"m": [EngineDied("dead.")] * 9})
+    ours = ChatMLXGuarded(model="m", backend=backend, max_retries=0)
+    cloud, tempered = Cloud(), warm()
+    options = Settings(thinking=False, top_k=5, temperature=0.2, stop=["END"])
+    for fallback in (cloud, tempered):
+        guarded = GuardedModelMiddleware(
+            fallbacks=[fallback], on_fallback="mark", retry=RetryPolicy(attempts=1)
+        )
+        await run(create_agent(ours, middleware=[options, guarded]), is_async)
+        assert fallback.seen[0][1] == {"stop": ["END"]}
+    assert backend.calls[0][1]["top_k"] == 5
+    assert tempered.temperature is None
+
+
+@both
+async def test_ours_as_a_fallback_takes_the_settings_that_it_knows(is_async: bool) -> None:
+    backend: Any = FaultyBackend(answers={"m": "Yes."})
+    ours = ChatMLXGuarded(model="m", backend=backend)
+    guarded = GuardedModelMiddleware(fallbacks=[ours], on_fallback="mark", retry=SOON)
+    options = Settings(reasoning_effort="low", temperature=0.2)
+    state = await run(create_agent(moody(*[BUSY] * 9), middleware=[options, guarded]), is_async)
+    assert state["messages"][-1].content == "Yes."
+    assert backend.calls[0][1]["temperature"] == 0.2
+
+
+class Strict(Cloud):
+    """Its service takes plain names of tools only, and gives its calls as blocks, too."""
+
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        tools = [convert_to_openai_tool(tool) for tool in kwargs["tools"]]
+        names = [tool["function"]["name"] for tool in tools]
+        assert names == ["clock_now", "clock_now_2"]
+        told = [m for m in messages if isinstance(m, ToolMessage)]
+        assert [m.name for m in told] == ["clock_now_2"] * len(told)
+        before = [m.tool_calls[0]["name"] for m in messages if isinstance(m, AIMessage)]
+        assert before == ["clock_now_2"] * len(told)
+        if told:
+            self.answer = "It is noon."
+        else:
+            block = {"type": "tool_use", "id": "c", "name": "clock_now_2", "input": {}}
+            call = {"name": "clock_now_2", "args": {}, "id": "c"}
+            self.answer = AIMessage([block], tool_calls=[call])
+        return super()._generate(messages, *args, **kwargs)
+
+
+@both
+@pytest.mark.parametrize("role", ["model", "fallback"])
+async def test_odd_names_of_tools_are_plain_ones_to_other_models(role: str, is_async: bool) -> None:
+    @tool("clock_now")
+    def other() -> str:
+        """Tell no time."""
+        return "never"
+
+    @tool("clock.now")
+    def clock() -> str:
+        """Tell the time."""
+        return "noon"
+
+    cloud = Strict()
+    agent = agent_of(
+        cloud if role == "model" else moody(*[BUSY] * 9),
+        tools=[other, clock],
+        fallbacks=[] if role == "model" else [cloud],
+        on_fallback="mark",
+    )
+    messages = (await run(agent, is_async))["messages"]
+    assert messages[-1].content == "It is noon."
+    assert messages[1].tool_calls[0]["name"] == messages[1].content[0]["name"] == "clock.now"
+    assert (messages[2].name, messages[2].content) == ("clock.now", "noon")
+
+
+@both
+async def test_a_call_that_does_not_fit_its_tool_is_never_made(is_async: bool) -> None:
+    made: list[Any] = []
+
+    @tool
+    def add(a: int) -> int:
+        """Add."""
+        made.append(a)
+        return a
+
+    call = {"name": "add", "args": {"a": "one"}, "id": "c1", "type": "tool_call"}
+    model = moody(answer=AIMessage("", tool_calls=[call]))
+    with pytest.raises(DegradedAnswer) as caught:
+        await run(agent_of(model, tools=[add]), is_async)
+    assert caught.value.reasons == ("tool_call",)
+    state = await run(agent_of(model, tools=[add], on_degraded="mark"), is_async)
+    assert state["messages"][-1].tool_calls == []
+    assert len(state["messages"][-1].invalid_tool_calls) == 1
+    text: Any = {"type": "text", "text": "I add."}
+    block = {"type": "tool_use", "name": "add", "input": {"a": "one"}, "id": "c1"}
+    model = moody(answer=AIMessage([text, block], tool_calls=[call]))
+    state = await run(agent_of(model, tools=[add], on_degraded="mark"), is_async)
+    assert state["messages"][-1].content == [text]
+    assert made == []
 
 
 # ---- with our own chat model -----------------------------------------------------------------
@@ -312,7 +455,7 @@ async def test_an_answer_cut_at_its_own_max_tokens_is_what_was_asked_for(is_asyn
     for model in (ours, Limited(answer=cut)):
         state = await run(agent_of(model), is_async)
         assert state["messages"][-1].content == "Forty"
-        assert state["guard"][0]["degraded"] == ["length"]
+        assert state["guard"][0]["capped"] and state["guard"][0]["degraded"] == []
     with pytest.raises(DegradedAnswer):
         await run(agent_of(Cloud(answer=cut)), is_async)
 
@@ -344,3 +487,26 @@ def test_without_langchain_it_says_what_to_install() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
     assert 'pip install "langchain-mlx-guarded[agents]"' in found.stdout
+
+
+@both
+async def test_what_does_not_fit_a_strategys_tool_is_left_to_the_agent(is_async: bool) -> None:
+    """It tells the model what was wrong, and asks again."""
+
+    def call(number: Any) -> AIMessage:
+        args = {"number": number}
+        return AIMessage(
+            "", tool_calls=[{"name": "Answer", "args": args, "id": "c", "type": "tool_call"}]
+        )
+
+    class Learns(Cloud):
+        def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+            self.answer = call(42 if messages[-1].type == "tool" else "many")
+            return super()._generate(messages, *args, **kwargs)
+
+    agent = create_agent(
+        Learns(),
+        middleware=[GuardedModelMiddleware(retry=SOON)],
+        response_format=ToolStrategy(Answer),
+    )
+    assert (await run(agent, is_async))["structured_response"] == Answer(number=42)

@@ -62,7 +62,7 @@ def test_a_choice_that_names_no_tool_is_an_error(choice: Any) -> None:
         tool_choice(choice, TOOLS)
 
 
-def test_tools_are_converted_and_a_choice_without_tools_is_dropped() -> None:
+def test_tools_are_converted_and_a_call_that_must_be_made_needs_one() -> None:
     def add(a: int) -> int:
         """Add."""
         return a
@@ -70,7 +70,9 @@ def test_tools_are_converted_and_a_choice_without_tools_is_dropped() -> None:
     options = call_options({}, {"tools": [add], "tool_choice": "any"})
     assert options["tools"][0]["function"]["name"] == "add"
     assert options["tool_choice"] == "required"
-    assert call_options({}, {"tools": [], "tool_choice": "any"}) == {}
+    assert call_options({}, {"tools": [], "tool_choice": "auto"}) == {}
+    with pytest.raises(InvalidRequest, match="there are no tools"):
+        call_options({}, {"tools": [], "tool_choice": "any"})
 
 
 def test_openais_response_format_is_understood() -> None:

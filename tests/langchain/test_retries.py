@@ -1,4 +1,7 @@
-"""Retries and fallbacks, ours and the framework's, over a backend that fails as planned."""
+"""What LangChain makes of our errors, and its models as fallbacks of ours.
+
+The rules of retries and fallbacks are in tests/contract/test_retries.py.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,16 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
 from langchain_mlx_guarded import ChatMLXGuarded
-from mlx_guarded_llm import RetryPolicy, taint
+from mlx_guarded_llm import RetryPolicy
 from mlx_guarded_llm.errors import (
     AttemptsExhausted,
     DegradedAnswer,
     EngineDied,
-    FallbackRefused,
     QueueFull,
 )
-from mlx_guarded_llm.testing.faulty import EMPTY, LOOP, Broken, FaultyBackend, Says
+from mlx_guarded_llm.testing.faulty import FaultyBackend
 
-from .test_chat_models import each_way, way_ainvoke, way_astream, way_invoke, way_stream
+from .test_chat_models import each_way, way_ainvoke, way_invoke
 
 SOON = RetryPolicy(initial_wait=0, jitter=0)
 
@@ -71,16 +73,6 @@ def make(faults: dict[str, list[Any]], **options: Any) -> tuple[ChatMLXGuarded, 
 
 
 @each_way
-async def test_a_failed_call_is_tried_again_and_the_answer_tells(ask: Any) -> None:
-    chat, backend = make({"big": [dead(), dead()]})
-    message = await ask(chat, "6 * 7?")
-    assert message.content == "Forty two."
-    attempts = message.response_metadata["guard"]["attempts"]
-    assert [attempt["outcome"] for attempt in attempts] == ["error", "error", "ok"]
-    assert len(backend.calls) == 3
-
-
-@each_way
 async def test_max_retries_is_the_number_of_further_attempts(ask: Any) -> None:
     for retries in (1, 3):
         chat, backend = make({"big": [dead()] * 9}, retry=None, max_retries=retries)
@@ -101,58 +93,6 @@ async def test_without_further_attempts_an_error_is_as_retryable_as_it_came(ask:
     assert len(backend.calls) == 1
     assert isinstance(caught.value, theirs.ModelError)
     assert caught.value.is_retryable
-
-
-@each_way
-async def test_a_fallbacks_answer_is_an_error_that_carries_it(ask: Any) -> None:
-    chat, _ = make({"big": [dead()] * 3}, fallbacks=["small"])
-    with pytest.raises(FallbackRefused) as caught:
-        await ask(chat, "6 * 7?")
-    assert caught.value.answer.text == "About forty."
-    assert isinstance(caught.value, theirs.ModelError)
-
-
-@each_way
-async def test_a_marked_fallback_says_who_answered(ask: Any) -> None:
-    chat, _ = make({"big": [dead()] * 3}, fallbacks=["small"], on_fallback="mark")
-    message = await ask(chat, "6 * 7?")
-    assert message.content == "About forty."
-    assert message.response_metadata["model_name"] == "small"
-    guard = message.response_metadata["guard"]
-    assert (guard["requested_model"], guard["served_model"]) == ("big", "small")
-    assert guard["fallback"] is True
-    assert taint([message])[0].own == ("fallback",)
-
-
-@each_way
-async def test_a_degraded_answer_is_an_error_or_marked(ask: Any) -> None:
-    chat, _ = make({"big": [EMPTY] * 3})
-    with pytest.raises(DegradedAnswer) as caught:
-        await ask(chat, "6 * 7?")
-    assert caught.value.reasons == ("empty",)
-    chat, _ = make({"big": [LOOP] * 3}, on_degraded="mark")
-    message = await ask(chat, "6 * 7?")
-    assert message.response_metadata["guard"]["degraded"] == ["loop"]
-
-
-@each_way
-async def test_the_callers_own_check_is_asked(ask: Any) -> None:
-    chat, backend = make({"big": [Says("No idea.")]}, accept=lambda r: "two" in r.text)
-    assert (await ask(chat, "6 * 7?")).content == "Forty two."
-    assert len(backend.calls) == 2
-    chat, _ = make({})
-    with pytest.raises(DegradedAnswer):
-        await ask(chat, "6 * 7?", accept=lambda r: False)
-
-
-@pytest.mark.parametrize("ask", [way_stream, way_astream])
-async def test_a_stream_that_breaks_after_its_first_chunk_is_an_error(ask: Any) -> None:
-    chat, backend = make({"big": [Broken(dead(), pieces=2)]}, hold_back=0)
-    with pytest.raises(AttemptsExhausted, match="broke off"):
-        await ask(chat, "6 * 7?")
-    assert len(backend.calls) == 1
-    chat, _ = make({"big": [Broken(dead(), pieces=2)]}, hold_back=100)
-    assert (await ask(chat, "6 * 7?")).content == "Forty two."
 
 
 # ---- any chat model as a fallback ---------------------------------------------------------
@@ -265,17 +205,6 @@ async def test_its_errors_are_retried_as_langchain_classifies_them(
 
 def is_retryable(error: BaseException) -> bool:
     return bool(getattr(error, "is_retryable", False))
-
-
-@pytest.mark.parametrize("ask", [way_invoke, way_ainvoke])
-async def test_with_retry_does_not_multiply_attempts(ask: Any) -> None:
-    chat, backend = make({"big": [dead()] * 99})
-    retrying = chat.with_retry(
-        retry_if_exception_type=is_retryable, stop_after_attempt=5, wait_exponential_jitter=False
-    )
-    with pytest.raises(AttemptsExhausted):
-        await ask(retrying, "6 * 7?")
-    assert len(backend.calls) == 3  # not 15
 
 
 @pytest.mark.parametrize("ask", [way_invoke, way_ainvoke])

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from langchain_mlx_guarded import ChatMLXGuarded
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.errors import InvalidRequest
+from mlx_guarded_llm.grammar.validation import mismatch
 from mlx_guarded_llm.testing.faulty import FaultyBackend
 from tests.conftest import MakeModel
 
@@ -33,6 +34,12 @@ class Area(BaseModel):
 
     width: int
     height: int
+
+
+class Nested(BaseModel):
+    """An area inside of something."""
+
+    at: Area
 
 
 class Point(TypedDict):
@@ -130,14 +137,38 @@ def test_what_is_bound_is_what_was_said() -> None:
     assert "tool_choice" not in bound.kwargs
     assert bound.kwargs["tools"][0]["function"]["strict"] is True
     nothing: Any = chat.bind_tools([], tool_choice="any", seed=3)
-    assert nothing.kwargs == {"seed": 3}
+    assert nothing.kwargs == {"tool_choice": "any", "seed": 3}, "which a call refuses"
     with pytest.raises(InvalidRequest, match="no tool has that name"):
         chat.bind_tools([plus], tool_choice="minus")
 
 
+def save(scores: dict[str, bool]) -> str:
+    """Save who passed."""
+    return str(scores)
+
+
+@pytest.mark.parametrize("strict", [None, True])
+def test_a_mapping_of_free_names_stays_open(
+    backend: Backend, scripted: MakeModel, strict: bool | None
+) -> None:
+    call = '<tool_call>\n{"name": "save", "arguments": {"scores": {"Ann": true}}}\n</tool_call>'
+    chat = ChatMLXGuarded(model=scripted(call, tools=True), backend=backend)
+    (made,) = chat.bind_tools([save], strict=strict).invoke("Save.").tool_calls
+    assert made["args"] == {"scores": {"Ann": True}}
+
+
+def test_strict_closes_the_objects_that_name_their_properties() -> None:
+    bound: Any = ChatMLXGuarded(model="m").bind_tools([save, Nested], strict=True)
+    saved, nested = (tool["function"]["parameters"] for tool in bound.kwargs["tools"])
+    assert mismatch({"scores": {"Ann": True}}, saved) == ""
+    assert mismatch({"scores": {"Ann": 1}}, saved) and mismatch({"scores": {}, "x": 1}, saved)
+    assert mismatch({"at": {"width": 1, "height": 1}}, nested) == ""
+    assert mismatch({"at": {"width": 1, "height": 1, "depth": 1}}, nested)
+
+
 def test_the_choice_reaches_the_backend() -> None:
-    backend: Any = FaultyBackend(answers={"m": "Done."})
-    chat = ChatMLXGuarded(model="m", backend=backend)
+    backend: Any = FaultyBackend(answers={"m": "Done."})  # and calls nothing
+    chat = ChatMLXGuarded(model="m", backend=backend, on_degraded="mark", max_retries=0)
     chat.bind_tools([plus], tool_choice="plus", parallel_tool_calls=False).invoke("Hi")
     chat.bind_tools([plus]).invoke("Hi", tool_choice="any")
     chat.invoke("Hi", tools=[plus], tool_choice="none")

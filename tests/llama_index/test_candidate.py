@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,11 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.tools import BaseTool
-from llama_index.llms.mlx_guarded import LlamaIndexCandidate, NoToolCall
+from llama_index.llms.mlx_guarded import LlamaIndexCandidate
 from pydantic import BaseModel
 
 from mlx_guarded_llm.errors import DegradedAnswer, ModelNotFound, ModelUnsupported, RequestTimeout
-from mlx_guarded_llm.guarded import Call
+from mlx_guarded_llm.fallback import Call
 from tests.llama_index._helpers import SOON, Fake, big, user
 
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
@@ -86,6 +87,11 @@ def test_plain_text_is_a_completion() -> None:
     llm = MockLLM(max_tokens=2)
     result = LlamaIndexCandidate(llm).generate(Call(prompt="one two three", options={"raw": True}))
     assert result.text == "text text", "what MockLLM completes"
+
+
+def test_token_ids_are_those_of_a_local_model() -> None:
+    with pytest.raises(ModelUnsupported, match="token ids"):
+        LlamaIndexCandidate(MockLLM()).generate(Call(prompt=[1, 2], options={"raw": True}))
 
 
 def test_thinking_and_usage_are_kept() -> None:
@@ -152,6 +158,17 @@ def test_tools_are_passed_on() -> None:
     assert asked["chat_history"] == user()
 
 
+@pytest.mark.parametrize("name", ["clock.now", "uhr/größe", "add"])
+def test_a_call_comes_back_under_the_name_that_was_offered(name: str) -> None:
+    """LlamaIndex spells it as OpenAI wants it, which other tools must not suffer from."""
+    spelt = re.sub(r"[^a-zA-Z0-9_-]", "_", name)
+    llm = caller(ToolCallBlock(tool_call_id="c1", tool_name=spelt, tool_kwargs={}))
+    tool = {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    result = LlamaIndexCandidate(llm).generate(Call(prompt="Hi", options={"tools": [tool]}))
+    assert [call.name for call in result.tool_calls] == [name]
+    assert llm.asked[0]["tools"][0]["function"]["name"] == spelt
+
+
 def test_a_named_tool_stands_alone() -> None:
     llm = caller(CALL)
     choice = {"type": "function", "function": {"name": "add"}}
@@ -159,12 +176,6 @@ def test_a_named_tool_stands_alone() -> None:
     LlamaIndexCandidate(llm).generate(call)
     assert [tool["function"]["name"] for tool in llm.asked[0]["tools"]] == ["add"]
     assert llm.asked[0]["tool_required"]
-
-
-def test_an_llm_that_makes_no_call_where_it_must_gives_no_answer() -> None:
-    call = Call(prompt="?", options={"tools": [ADD], "tool_choice": "required"})
-    with pytest.raises(NoToolCall):
-        LlamaIndexCandidate(caller(TextBlock(text="No."))).generate(call)
 
 
 def test_tools_that_may_not_be_called_are_not_offered() -> None:
@@ -278,12 +289,44 @@ async def test_its_own_errors_come_through(error: Exception) -> None:
     assert caught.value is error
 
 
-def test_a_fallback_that_fails_is_one_attempt_of_many() -> None:
+def test_the_attempts_at_a_fallback_that_fails_are_told() -> None:
     llm = big(
         Fake(big=[ModelNotFound("gone.")]),
         fallbacks=[broken(RuntimeError("no credit")), "small"],
         on_fallback="mark",
     )
     raw: Any = llm.chat(user()).raw
-    assert [attempt["outcome"] for attempt in raw["guard"]["attempts"]] == ["error", "error", "ok"]
-    assert "no credit" in raw["guard"]["attempts"][1]["error"]
+    attempts = raw["guard"]["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["error"] * 4 + ["ok"]
+    assert all("no credit" in attempt["error"] for attempt in attempts[1:4])
+
+
+def test_the_schema_of_a_tool_is_there_as_a_class() -> None:
+    """Gemini's LLM reads no other, and would offer a tool that takes one text."""
+    offered: list[Any] = []
+
+    class Reads(type(caller(CALL))):  # type: ignore[misc]
+        def _prepare_chat_with_tools(self, tools: Any, **kwargs: Any) -> dict[str, Any]:
+            offered.extend(tools)
+            return {"messages": kwargs["chat_history"]}
+
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    llm = caller(CALL)
+    reads = Reads.model_construct(**llm.__dict__)
+    LlamaIndexCandidate(reads).generate(Call(prompt="Hi", options={"tools": [tool]}))
+    assert offered[0].metadata.fn_schema.model_json_schema() == parameters
+
+
+class Unsure(MockLLM):
+    """As LLMs of providers are whose model is newer than their package."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        raise ValueError("Unknown model 'x-9'.")
+
+
+def test_one_that_does_not_know_its_model_stops_no_others() -> None:
+    llm = big(Fake(), fallbacks=[Unsure(max_tokens=9)])
+    assert llm.complete("?").raw["model"] == "big"
+    assert LlamaIndexCandidate(Unsure(max_tokens=9)).name == Unsure.class_name()

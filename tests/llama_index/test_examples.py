@@ -14,7 +14,7 @@ from llama_index.llms.mlx_guarded import LlamaIndexCandidate, MLXGuarded, watch
 from mlx_guarded_llm import Backend
 from tests._examples import example_of
 from tests.conftest import MakeBackend, MakeModel
-from tests.llama_index._helpers import old_parts
+from tests.llama_index._helpers import Fake, big, old_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,9 +23,8 @@ ROOT = Path(__file__).parents[2]
 def backend(make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The one that the process shares."""
     backend = make_backend()
-    for place in ("llms", "embeddings"):
-        name = f"llama_index.{place}.mlx_guarded.base.default_backend"
-        monkeypatch.setattr(name, lambda: backend)
+    name = "mlx_guarded_llm.backend.default_backend.default_backend"
+    monkeypatch.setattr(name, lambda: backend)
     return backend
 
 
@@ -44,7 +43,7 @@ def test_the_example_of_a_class(
 def test_the_example_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:
     class Engine:
         def query(self, question: str) -> str:
-            return "Paris."
+            return str(big(Fake()).complete(question))
 
     exec(compile(example_of(watch), "watch", "exec"), {"watch": watch, "query_engine": Engine()})
     assert capsys.readouterr().out == ""

@@ -1,35 +1,43 @@
-"""Fallbacks, degraded answers and retries, and what LlamaIndex makes of their errors."""
+"""What LlamaIndex makes of our errors, and its LLMs as fallbacks of ours.
+
+The rules of retries and fallbacks are in tests/contract/test_retries.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import pytest
-from llama_index.core import Document, Settings, SummaryIndex
+from llama_index.core import (
+    Document,
+    PromptHelper,
+    Settings,
+    SummaryIndex,
+    get_response_synthesizer,
+)
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatResponse
 from llama_index.core.llms import MockLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import SubQuestionQueryEngine
 from llama_index.core.question_gen.types import SubQuestion
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.llms.mlx_guarded import MLXGuarded, RequestRefused, watch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from mlx_guarded_llm import Backend, Provenance, Result, RetryPolicy, taint
+from mlx_guarded_llm import Backend, Provenance
 from mlx_guarded_llm.errors import (
-    AttemptsExhausted,
     ContextOverflow,
     DegradedAnswer,
-    EngineDied,
     FallbackRefused,
     GuardedLLMError,
     InvalidRequest,
     ModelNotFound,
 )
-from mlx_guarded_llm.testing.faulty import EMPTY, LOOP, Broken, Says
 from tests.conftest import MakeModel
 from tests.llama_index._helpers import ANSWERS, Fake, big, old_parts, user
 
@@ -41,129 +49,9 @@ def gone() -> ModelNotFound:
     return ModelNotFound("no model 'big'.")
 
 
-def died() -> EngineDied:
-    """Worth another attempt."""
-    return EngineDied("the worker died of SIGABRT.")
-
-
-def by_chat(llm: MLXGuarded) -> ChatResponse:
-    response: ChatResponse = llm.chat(user())
-    return response
-
-
-def by_stream(llm: MLXGuarded) -> ChatResponse:
-    return list(llm.stream_chat(user()))[-1]
-
-
-async def by_achat(llm: MLXGuarded) -> ChatResponse:
-    response: ChatResponse = await llm.achat(user())
-    return response
-
-
-async def by_astream(llm: MLXGuarded) -> ChatResponse:
-    return [response async for response in await llm.astream_chat(user())][-1]
-
-
-@pytest.fixture(params=[by_chat, by_stream, by_achat, by_astream])
-def ask(request: pytest.FixtureRequest) -> Callable[[MLXGuarded], Any]:
-    """Each way to get the answer to one message."""
-    way = request.param
-
-    async def get(llm: MLXGuarded) -> ChatResponse:
-        response = way(llm)
-        return response if isinstance(response, ChatResponse) else await response
-
-    return get
-
-
-Ask = Callable[[MLXGuarded], Any]
-
-
 def guard_of(response: ChatResponse) -> Provenance:
     assert isinstance(response.raw, dict)
     return Provenance.from_dict(response.raw["guard"])
-
-
-# ---- the rules -----------------------------------------------------------------------
-
-
-async def test_the_model_asked_for_is_asked_again(ask: Ask) -> None:
-    response = await ask(big(Fake(big=[died(), died()]), fallbacks=["small"]))
-    assert response.message.content == RIGHT
-    guard = guard_of(response)
-    assert [attempt.outcome for attempt in guard.attempts] == ["error", "error", "ok"]
-    assert guard.as_asked
-
-
-async def test_a_fallbacks_answer_is_an_error_that_carries_it(ask: Ask) -> None:
-    with pytest.raises(FallbackRefused) as caught:
-        await ask(big(Fake(big=[gone()]), fallbacks=["small"]))
-    assert caught.value.answer.text == OTHER
-    assert caught.value.answer.guard.fallback
-
-
-async def test_a_fallbacks_answer_is_marked_when_that_is_asked_for(ask: Ask) -> None:
-    response = await ask(big(Fake(big=[gone()]), fallbacks=["small"], on_fallback="mark"))
-    assert response.message.content == OTHER
-    assert response.raw["model"] == "small"
-    guard = guard_of(response)
-    assert guard.fallback and (guard.requested_model, guard.served_model) == ("big", "small")
-    assert [bool(step) for step in taint([response])] == [True]
-
-
-async def test_holding_a_fallback_gives_the_answer_asked_for(ask: Ask) -> None:
-    retry = RetryPolicy(attempts=1, initial_wait=0, jitter=0)
-    llm = big(Fake(big=[died()]), fallbacks=["small"], on_fallback="hold", retry=retry)
-    response = await ask(llm)
-    assert response.message.content == RIGHT and guard_of(response).as_asked
-
-
-async def test_a_degraded_answer_is_asked_for_again(ask: Ask) -> None:
-    response = await ask(big(Fake(big=[EMPTY]), hold_back=float("inf")))
-    assert response.message.content == RIGHT
-    assert [attempt.reasons for attempt in guard_of(response).attempts] == [("empty",), ()]
-
-
-async def test_an_answer_that_stays_degraded_is_an_error(ask: Ask) -> None:
-    llm = big(Fake(big=[LOOP] * 3), hold_back=float("inf"))
-    with pytest.raises(DegradedAnswer) as caught:
-        await ask(llm)
-    assert caught.value.reasons == ("loop",)
-
-
-async def test_a_degraded_answer_is_marked_when_that_is_asked_for(ask: Ask) -> None:
-    response = await ask(big(Fake(big=[EMPTY] * 3), on_degraded="mark"))
-    assert guard_of(response).degraded == ("empty",)
-
-
-async def test_no_answer_at_all_is_an_error_with_its_cause(ask: Ask) -> None:
-    with pytest.raises(AttemptsExhausted) as caught:
-        await ask(big(Fake(big=[died()] * 3)))
-    assert isinstance(caught.value.__cause__, EngineDied)
-    assert caught.value.guard is not None and len(caught.value.guard.attempts) == 3
-
-
-async def test_an_error_that_no_retry_mends_comes_through_as_it_is(ask: Ask) -> None:
-    error = gone()
-    with pytest.raises(ModelNotFound) as caught:
-        await ask(big(Fake(big=[error])))
-    assert caught.value is error
-
-
-async def test_a_check_of_the_callers_own_refuses_an_answer(ask: Ask) -> None:
-    def accept(result: Result) -> bool:
-        return "two" in result.text
-
-    llm = big(Fake(big=[Says("Forty."), Says("Forty two.")]), accept=accept, hold_back=1000)
-    assert (await ask(llm)).message.content == RIGHT
-
-
-@pytest.mark.parametrize(("retries", "calls"), [(0, 1), (1, 2), (4, 5)])
-def test_max_retries_counts_what_comes_after_the_first(retries: int, calls: int) -> None:
-    backend = Fake(big=[EMPTY] * 9)
-    with pytest.raises(DegradedAnswer):
-        big(backend, retry=None, max_retries=retries).chat(user())
-    assert len(backend.calls) == calls
 
 
 def test_the_rules_may_differ_for_a_call() -> None:
@@ -171,13 +59,6 @@ def test_the_rules_may_differ_for_a_call() -> None:
     assert llm.chat(user(), on_fallback="mark").message.content == OTHER
     with pytest.raises(ModelNotFound):
         llm.chat(user(), fallbacks=[])
-
-
-def test_a_stream_that_breaks_off_tells_so_at_its_end() -> None:
-    stream = big(Fake(big=[Broken(died())]), fallbacks=["small"]).stream_chat(user())
-    assert next(stream).message.content == "Half. "
-    with pytest.raises(AttemptsExhausted, match="broke off"):
-        next(stream)
 
 
 def test_complete_has_the_same_rules() -> None:
@@ -195,11 +76,6 @@ def test_any_llm_of_llama_index_can_be_a_fallback() -> None:
     response = llm.chat(user("Echo this."))
     assert "Echo this." in str(response.message.content)
     assert guard_of(response).served_model == "MockLLM"
-
-
-def test_another_llms_answer_is_refused_by_default_too() -> None:
-    with pytest.raises(FallbackRefused, match="MockLLM did"):
-        big(Fake(big=[gone()]), fallbacks=[MockLLM()]).chat(user())
 
 
 def test_a_second_mlx_guarded_keeps_its_own_provenance() -> None:
@@ -250,9 +126,11 @@ async def test_a_prompt_that_is_too_long_is_no_empty_response(
     backend: Backend, tiny: MakeModel, mode: Any
 ) -> None:
     # The refining synthesizer catches ValueErrors, which a wrong request is.
-    llm = MLXGuarded(model=tiny(), backend=backend, context_window=100_000)
+    llm = MLXGuarded(model=tiny(), backend=backend)
     index = SummaryIndex(nodes=[TextNode(text="word " * 1000)])
-    engine = index.as_query_engine(llm=llm, response_mode=mode)
+    careless = PromptHelper(context_window=100_000)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode=mode, prompt_helper=careless)
+    engine = index.as_query_engine(llm=llm, response_synthesizer=synthesizer)
     with pytest.raises(RequestRefused) as caught:
         engine.query("Where?")
     assert isinstance(caught.value.__cause__, ContextOverflow)
@@ -265,6 +143,57 @@ async def test_a_prompt_that_is_too_long_is_no_empty_response(
 
 class Place(BaseModel):
     name: str
+
+
+class Unheld(BaseModel):
+    name: int = Field(json_schema_extra={"type": "any"})  # of which no grammar can be made
+
+
+async def _each_object(llm: MLXGuarded, cls: type[BaseModel], text: str) -> list[Any]:
+    """What becomes of each way to an object."""
+    prompt = PromptTemplate(text)
+
+    async def streamed() -> Any:
+        return [one async for one in await llm.astream_structured_predict(cls, prompt)]
+
+    found: list[Any] = []
+    for ask in (
+        lambda: llm.structured_predict(cls, prompt),
+        lambda: list(llm.stream_structured_predict(cls, prompt)),
+        lambda: llm.astructured_predict(cls, prompt),
+        streamed,
+    ):
+        try:
+            answer: Any = ask()
+            found.append(await answer if inspect.isawaitable(answer) else answer)
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+async def test_a_refused_object_is_no_value_error(backend: Backend, tiny: MakeModel) -> None:
+    # LlamaIndex's refining synthesizer makes "Empty Response" of those.
+    llm = MLXGuarded(model=tiny(context_window=64), backend=backend)
+    for cls, text, cause in (
+        (Unheld, "Where?", InvalidRequest),
+        (Place, "word " * 99, ContextOverflow),
+    ):
+        for error in await _each_object(llm, cls, text):
+            assert isinstance(error, RequestRefused) and not isinstance(error, ValueError)
+            assert isinstance(error.__cause__, cause)
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine"])
+async def test_a_refused_object_is_no_empty_response(
+    backend: Backend, tiny: MakeModel, mode: Any
+) -> None:
+    llm = MLXGuarded(model=tiny(), backend=backend)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode=mode, output_cls=Unheld)
+    nodes = [NodeWithScore(node=TextNode(text="Paris."))]
+    with pytest.raises(RequestRefused):
+        synthesizer.synthesize("Where?", nodes)
+    with pytest.raises(RequestRefused):
+        await synthesizer.asynthesize("Where?", nodes)
 
 
 def test_a_structured_prediction_does_not_paper_over_a_fallback() -> None:
@@ -362,6 +291,56 @@ def test_a_watch_sees_errors_that_somebody_caught() -> None:
         engine.query("Where?")  # the sub-question's error is only logged
     assert [type(error) for error in seen.errors] == [FallbackRefused]
     assert not seen.as_asked
+
+
+def test_what_a_watch_did_not_see_is_not_vouched_for() -> None:
+    """A pool of threads does not take the context over."""
+    llm = big(Fake(big=[ModelNotFound("gone.")] * 9), fallbacks=["small"], on_fallback="mark")
+    with ThreadPoolExecutor(1) as old:
+        old.submit(int).result()
+        with watch() as seen:
+            old.submit(llm.complete, "?").result()
+        assert not seen.guards and not seen.as_asked
+    with watch() as seen, ThreadPoolExecutor(1) as pool:
+        big(Fake()).complete("?")
+        assert seen.as_asked
+        pool.submit(llm.complete, "?").result()
+        assert len(seen.guards) == 1 and seen.unseen == 1 and not seen.as_asked
+    with watch() as seen, ThreadPoolExecutor(1) as pool:
+        pool.submit(copy_context().run, llm.complete, "?").result()
+        assert seen.guards[0].fallback and not seen.unseen
+
+
+def test_a_watch_does_not_mind_who_asks_elsewhere() -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(int).result()
+        with watch() as seen:
+            big(Fake()).complete("?")
+            elsewhere.submit(big(Fake()).complete, "?").result()
+        assert seen.as_asked and len(seen.guards) == 1
+
+
+def test_a_stream_belongs_to_the_watch_in_which_it_was_begun() -> None:
+    llm = big(Fake(big=[gone()] * 9), fallbacks=["small"], on_fallback="mark")
+    with watch() as seen:
+        big(Fake()).complete("?")
+        stream = llm.stream_complete("?")
+        assert seen.pending == 1 and not seen.as_asked
+    assert not seen.as_asked
+    list(stream)
+    assert seen.pending == 0 and [guard.fallback for guard in seen.guards] == [False, True]
+    with watch() as seen:
+        big(Fake()).complete("?")
+        for _ in big(Fake()).stream_chat(user()):
+            break
+    assert seen.pending == 1 and not seen.as_asked, "it told no end"
+
+
+async def test_an_awaited_stream_does_so_too() -> None:
+    with watch() as seen:
+        stream = await big(Fake()).astream_complete("?")
+    assert seen.pending == 1 and not seen.as_asked
+    assert [piece async for piece in stream] and seen.as_asked
 
 
 def test_watches_may_be_nested() -> None:

@@ -238,7 +238,7 @@ def test_an_unknown_setting_is_an_error() -> None:
         ({"retry": RetryPolicy(), "max_retries": 2}, "not both"),
         ({"fallbacks": [3]}, "a fallback is a int"),
         ({"fallbacks": [{"model_name": "gpt"}]}, "pass them again"),
-        ({"backend": "http://localhost"}, "must be a Backend"),
+        ({"backend": "localhost"}, "must be a Backend"),
         ({"on_fallback": "ignore"}, "on_fallback"),
     ],
 )
@@ -251,7 +251,8 @@ def test_max_tokens_and_stop_end_an_answer(llm: MLXGuarded, noise: MLXGuarded) -
     assert llm.chat(user(), stop=["answer"]).message.content == "The "
     raw: Any = noise.chat(user(), max_tokens=3).raw
     assert raw["usage"]["completion_tokens"] == 3
-    assert raw["finish_reason"] == "length" and raw["guard"]["degraded"] == ["length"]
+    assert raw["finish_reason"] == "length" and raw["guard"]["capped"]
+    assert raw["guard"]["degraded"] == []
 
 
 def test_a_seed_gives_the_same_answer(noise: MLXGuarded) -> None:
@@ -329,6 +330,21 @@ def test_metadata_can_be_set(backend: Backend, tiny: MakeModel) -> None:
     assert not metadata.is_function_calling_model
 
 
+@pytest.mark.parametrize("max_tokens", [2048, 4096, 10**9])
+def test_a_long_output_leaves_room_for_a_prompt(
+    backend: Backend, scripted: MakeModel, max_tokens: int
+) -> None:
+    from llama_index.core.response_synthesizers import get_response_synthesizer
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    llm = MLXGuarded(model=scripted(ANSWER), backend=backend, max_tokens=max_tokens)
+    for one in (llm, llm.model_copy(update={"context_window": 1500})):
+        assert 0 < one.metadata.num_output < one.metadata.context_window
+    nodes = [NodeWithScore(node=TextNode(text="Six times seven is 42."))]
+    answer = get_response_synthesizer(llm=llm).synthesize("6 x 7?", nodes)
+    assert str(answer) == ANSWER
+
+
 def test_metadata_of_a_model_that_is_not_here_is_a_guess() -> None:
     metadata = big(Fake()).metadata
     assert metadata.context_window == 3900 and metadata.is_chat_model
@@ -338,14 +354,14 @@ def test_making_one_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("the shared backend is made at first use")
 
-    monkeypatch.setattr("llama_index.llms.mlx_guarded.base.default_backend", refuse)
+    monkeypatch.setattr("mlx_guarded_llm.backend.default_backend.default_backend", refuse)
     MLXGuarded(model="big").class_name()
 
 
 def test_without_a_backend_the_shared_one_is_used(
     backend: Backend, scripted: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_index.llms.mlx_guarded.base.default_backend", lambda: backend)
+    monkeypatch.setattr("mlx_guarded_llm.backend.default_backend.default_backend", lambda: backend)
     llm = MLXGuarded(model=scripted(ANSWER))
     assert llm.metadata.context_window == 2048
     assert llm.chat(user()).message.content == ANSWER

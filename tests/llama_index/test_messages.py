@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -71,6 +70,21 @@ def test_the_answer_of_a_tool_names_its_call(role: str) -> None:
 def test_an_answer_of_a_tool_without_its_call_is_refused_by_the_backend() -> None:
     with pytest.raises(InvalidRequest, match="without the tool_call_id"):
         PromptRequest(to_openai([ChatMessage(role="tool", content="3")]))
+
+
+def test_the_older_role_of_a_result_has_a_name_where_ids_stand_now() -> None:
+    message = ChatMessage(role="function", content="3", additional_kwargs={"name": "add"})
+    assert one(message) == {"role": "tool", "content": "3", "tool_call_id": "add", "name": "add"}
+    PromptRequest([{"role": "user", "content": "1 + 2?"}, one(message)])
+    with pytest.raises(InvalidRequest, match="without the tool_call_id"):
+        PromptRequest(to_openai([ChatMessage(role="function", content="3")]))
+
+
+def test_a_call_that_could_not_be_read_is_shown_as_it_was_written() -> None:
+    broken = {"invalid_tool_calls": [{"text": "{oops", "error": "cut off"}]}
+    for text, said in (("Well.", "Well.\n{oops"), ("", "{oops"), (None, "{oops")):
+        message = ChatMessage(role="assistant", content=text, additional_kwargs=broken)
+        assert one(message) == {"role": "assistant", "content": said}
 
 
 def test_text_blocks_are_joined_as_llama_index_joins_them() -> None:
@@ -199,12 +213,13 @@ def test_content_in_parts_comes_back_as_blocks() -> None:
     assert [block.text for block in message.blocks if isinstance(block, TextBlock)] == ["a", "b"]
 
 
-def test_calls_come_back_in_both_forms() -> None:
+def test_calls_come_back_once_and_by_name() -> None:
+    """Services that want an object refuse a text, and some send both forms if there are two."""
     (message,) = from_openai([{"role": "assistant", "content": None, "tool_calls": [CALL]}])
     (block,) = message.blocks
     assert isinstance(block, ToolCallBlock)
-    assert json.loads(str(block.tool_kwargs)) == {"a": 1, "b": 2}
-    assert message.additional_kwargs["tool_calls"] == [CALL]
+    assert block.tool_kwargs == {"a": 1, "b": 2}
+    assert not message.additional_kwargs
 
 
 def test_neighbours_of_one_role_become_one_message() -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from llama_index.core.base.llms.types import TextBlock, ThinkingBlock, ToolCallBlock
-from llama_index.llms.mlx_guarded.responses import Growing, chat_response, completion
+from llama_index.llms.mlx_guarded.responses import Cumulative, chat_response, completion
 
 from mlx_guarded_llm import Chunk, Provenance, Result, ToolCall, Usage
 from mlx_guarded_llm.results import InvalidToolCall, TokenLogprob
@@ -23,7 +23,7 @@ def result(**changes: Any) -> Result:
         "invalid_tool_calls": (),
         "logprobs": (),
         "finish_reason": "stop",
-        "usage": Usage(7, 3),
+        "usage": Usage(7, 3, 0, 2),
         "guard": GUARD,
     }
     return Result(**(fields | changes))
@@ -57,7 +57,12 @@ def test_raw_tells_who_answered_and_at_what_cost() -> None:
     raw: Any = chat_response(result()).raw
     assert raw["model"] == "small"
     assert raw["finish_reason"] == "stop"
-    assert raw["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert raw["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "reasoning_tokens": 2,
+    }
     assert raw["guard"]["fallback"] is True
     assert Provenance.from_dict(raw["guard"]) == GUARD
     json.dumps(raw)
@@ -73,6 +78,12 @@ def test_calls_that_cannot_be_read_are_told() -> None:
     assert raw["invalid_tool_calls"] == [{"text": "{", "error": "cut off"}]
 
 
+def test_the_history_keeps_calls_that_cannot_be_read() -> None:
+    message = chat_response(result(invalid_tool_calls=(InvalidToolCall("{", "cut off"),))).message
+    assert message.additional_kwargs["invalid_tool_calls"] == [{"text": "{", "error": "cut off"}]
+    assert "invalid_tool_calls" not in chat_response(result()).message.additional_kwargs
+
+
 def test_log_probabilities_begin_with_the_token_itself() -> None:
     top = ((5, "b", -0.1), (4, "a", -0.5))
     response = chat_response(result(logprobs=(TokenLogprob(4, "a", -0.5, top),)))
@@ -84,7 +95,7 @@ def test_log_probabilities_begin_with_the_token_itself() -> None:
 
 
 def test_a_stream_grows_and_tells_what_is_new() -> None:
-    growing = Growing()
+    growing = Cumulative()
     seen = [
         growing.add(chunk)
         for chunk in (
@@ -106,7 +117,7 @@ def test_a_stream_grows_and_tells_what_is_new() -> None:
 
 
 def test_earlier_responses_of_a_stream_do_not_change_later() -> None:
-    growing = Growing()
+    growing = Cumulative()
     first = growing.add(Chunk(text="4"))
     growing.add(Chunk(text="2"))
     assert first.message.content == "4"

@@ -11,8 +11,34 @@ import pytest
 import mlx_guarded_llm
 
 ROOT = Path(mlx_guarded_llm.__file__).parent
-LAYERS = [("guard", "memory"), ("engine",), ("worker",), ("backend",), ("guarded",), ("cli",)]
+# From the lowest to the highest; those of one line do not import each other.
+LAYERS = [
+    ("version", "background", "jsonfile", "back_end", "turns"),
+    ("logs", "results"),
+    ("writer",),
+    ("errors",),
+    ("json_values", "record"),
+    ("params", "embed_request", "request", "tool_functions"),
+    ("models", "grammar"),
+    ("memory", "guard", "display", "tool_check"),
+    ("engine",),
+    ("worker",),
+    ("backend",),
+    ("fallback",),
+    ("__init__",),
+    ("server",),
+    ("cli",),
+    ("__main__",),
+    ("testing",),  # nothing imports it
+]
 RANKS = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
+# How IPython has a value show itself: the value's method, and the display imported in it.
+SHOWN = {("results", "display")}
+
+
+def names_of(file: Path) -> str:
+    """The package, or the module beside the packages, that a file belongs to."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -29,20 +55,37 @@ def imported(file: Path) -> Iterator[str]:
             continue
         for name in names:
             top, _, rest = name.partition(".")
-            if top == ROOT.name and rest:
-                yield rest.split(".")[0]
+            if top != ROOT.name:
+                continue
+            first = rest.split(".")[0]
+            yield first if first in RANKS else "__init__"
 
 
 @pytest.mark.parametrize("package", RANKS)
 def test_imports_go_down(package: str) -> None:
+    files = [file for file in ROOT.rglob("*.py") if names_of(file) == package]
+    assert files
     upwards = {
         f"{file.relative_to(ROOT)} imports {name}"
-        for file in (ROOT / package).rglob("*.py")
+        for file in files
         for name in imported(file)
-        if RANKS.get(name, 0) > RANKS[package]
+        if name != package and RANKS[name] >= RANKS[package] and (package, name) not in SHOWN
     }
     assert not upwards
 
 
+def test_everything_has_its_layer() -> None:
+    assert {names_of(file) for file in ROOT.rglob("*.py")} == set(RANKS)
+
+
 def test_the_imports_are_seen() -> None:
-    assert {"engine", "worker", "errors"} <= set(imported(ROOT / "backend" / "recovery.py"))
+    assert {"engine", "worker", "errors"} <= set(imported(ROOT / "backend" / "dispatcher.py"))
+
+
+@pytest.mark.parametrize(("side", "other"), [("parent", "child"), ("child", "parent"), ("", "")])
+def test_the_two_sides_of_a_worker_know_only_what_they_share(side: str, other: str) -> None:
+    folder = ROOT / "worker" / side
+    others = [other] if other else ["parent", "child"]
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        assert not [name for name in others if f".{name}" in text], file

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_guarded_llm.errors import InvalidRequest
-from mlx_guarded_llm.request import PromptRequest, take_turns
+from mlx_guarded_llm.request import PromptRequest
 
 UNHURRIED = settings(deadline=None)  # machines that build are busy
 
@@ -28,6 +29,13 @@ def call(arguments: Any = "{}", **changes: Any) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}} | (
         changes
     )
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
 
 
 def assistant(*calls: Any) -> dict[str, Any]:
@@ -107,6 +115,10 @@ def test_it_pickles_whatever_mappings_it_was_made_of() -> None:
         ([assistant("f")], r"messages\[0\].tool_calls\[0\]"),
         ([assistant(call(function={}))], "has no name"),
         ([assistant(call("{"))], "not JSON"),
+        ([assistant(call("[" * 10**5))], "not JSON"),
+        ([assistant(call('{"a": ' * 200 + "1" + "}" * 200))], "128 levels are the most"),
+        ([assistant(call('{"a": "\\ud800"}'))], r"arguments.a is not valid Unicode"),
+        ([{"role": "user", "content": "a", "x": {10**5000: 1}}], "has the key a int"),
         ([assistant(call("[1]"))], "no JSON object"),
         ([{"role": "assistant", "content": None, "tool_calls": "f"}], "tool_calls is a str"),
     ],
@@ -134,13 +146,23 @@ def test_wrong_prompts(prompt: Any, words: str) -> None:
         ({"template_kwargs": None}, "template_kwargs is a NoneType"),
         ({"template_kwargs": {"tokenize": False}}, "must not set 'tokenize'"),
         ({"template_kwargs": {"continue_final_message": "content"}}, "is 'content'"),
+        ({"template_kwargs": {"self": 1}}, "must not set 'self'"),
         ({"template_kwargs": {"f": len}}, "template_kwargs.f"),
+        ({"template_kwargs": {"f": 10**5000}}, "f is an integer of 16610 bits; 14000 are"),
+        ({"template_kwargs": {"f": nested(128)}}, "nested too deeply; 128 levels"),
         ({"template_kwargs": {"continue_final_message": True}}, "continue_final_message"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         PromptRequest("Hi", **options)
+
+
+def test_nesting_is_bounded_wherever_it_is_asked_from() -> None:
+    kwargs = {"f": nested(127)}
+    request = PromptRequest("Hi", template_kwargs=kwargs)
+    assert pickle.loads(pickle.dumps(request)).template_kwargs == kwargs
+    assert request.characters == len("Hi" + "f")
 
 
 def test_raw_wants_text() -> None:
@@ -153,6 +175,10 @@ def test_only_the_assistant_can_be_continued() -> None:
     assert PromptRequest([USER, {"role": "assistant", "content": "a"}], **options).continues_message
     with pytest.raises(InvalidRequest, match="continue_final_message"):
         PromptRequest([USER], **options)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    calling = {"role": "assistant", "content": "a", "tool_calls": [call]}
+    with pytest.raises(InvalidRequest, match="ends with tool calls"):
+        PromptRequest([USER, calling], **options)
 
 
 def test_tool_choice() -> None:
@@ -179,31 +205,44 @@ ANYTHING = st.recursive(
 
 
 @UNHURRIED
-@given(ANYTHING, ANYTHING, ANYTHING)
-def test_whatever_comes_is_taken_or_refused(prompt: Any, tools: Any, choice: Any) -> None:
+@given(ANYTHING | st.lists(st.integers()), ANYTHING, ANYTHING, st.booleans())
+def test_whatever_comes_is_taken_or_refused(
+    prompt: Any, tools: Any, choice: Any, raw: bool
+) -> None:
     try:
-        request = PromptRequest(prompt, tools=tools, tool_choice=choice)
+        request = PromptRequest(prompt, tools=tools, tool_choice=choice, raw=raw)
     except InvalidRequest:
         return
-    assert all(isinstance(message["content"], str) for message in request.messages)
+    if request.ids:
+        assert raw and list(request.ids) == prompt
+    else:
+        assert all(isinstance(message["content"], str) for message in request.messages)
     assert pickle.loads(pickle.dumps(request)) == request
 
 
-def test_neighbours_of_one_role_become_one_message() -> None:
-    call: dict[str, Any] = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"function": {"name": "f"}}],
-    }
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": "a"},
-        {"role": "user", "content": ""},
-        {"role": "user", "content": "b"},
-        call,
-        {"role": "assistant", "content": "c"},
-        {"role": "tool", "content": "d", "tool_call_id": "1"},
-        {"role": "tool", "content": "e", "tool_call_id": "2"},
-    ]
-    turns = take_turns(messages)
-    assert turns == [{"role": "user", "content": "a\n\nb"}, *messages[3:]]
-    assert messages[0]["content"] == "a"
+def test_a_raw_prompt_may_be_token_ids() -> None:
+    given: Any = [np.int64(3), 1]
+    request = PromptRequest(given, raw=True)
+    assert request.prompt == request.ids == (3, 1)
+    assert request.characters == 2
+    assert [type(token) for token in request.ids] == [int, int]
+    assert PromptRequest("Hi").ids == PromptRequest([USER]).ids == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        ([1, 2], {}, "Pass raw=True"),
+        ([1, "a"], {"raw": True}, "prompt has 'a'; it must be ids of tokens"),
+        ([True], {"raw": True}, "prompt has True"),
+        ([-1], {"raw": True}, "prompt has -1"),
+        ([2**31], {"raw": True}, "ids of tokens"),
+        ([1, USER], {"raw": True}, "ids of tokens"),
+        ([1], {"raw": True, "tools": [TOOL]}, "cannot offer tools"),
+        ([1], {"raw": True, "continue_final_message": True}, "needs messages"),
+    ],
+)
+def test_what_ids_cannot_be(prompt: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        PromptRequest(prompt, **options)
+    assert said in f"{raised.value} {raised.value.hint}"

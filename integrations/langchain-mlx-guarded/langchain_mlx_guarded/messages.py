@@ -1,13 +1,13 @@
-"""From LangChain's messages to the OpenAI-style ones that the backend takes.
+"""LangChain's messages as the OpenAI-style ones that the backend takes.
 
-What a model thought and where its answer came from stay out: neither the reasoning nor
-`response_metadata` of an earlier answer is ever part of a prompt.
+Only the text and the calls of an earlier answer are sent on. Its thinking, what a provider's
+server did for it and its provenance are never part of a prompt.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -21,12 +21,11 @@ from langchain_core.messages import (
 )
 
 from mlx_guarded_llm.errors import InvalidRequest
-from mlx_guarded_llm.request import take_turns
+from mlx_guarded_llm.turns import take_turns
 
 _TEXT = frozenset({"text", "text-plain"})
-_THOUGHTS = frozenset({"reasoning", "reasoning_content", "redacted_thinking", "thinking"})
-# Of these `AIMessage.tool_calls` has the parsed form.
-_CALLS = frozenset({"input_json_delta", "invalid_tool_call", "tool_call", "tool_call_chunk"})
+_WORDS = _TEXT | {"output_text", "refusal"}  # of an answer
+_CALLS = frozenset({"tool_use", "function_call", "tool_call"})
 _ROLES = {"human": "user", "ai": "assistant", "function": "tool"}
 
 Dialogue = list[dict[str, Any]]
@@ -35,8 +34,8 @@ Dialogue = list[dict[str, Any]]
 def to_openai(messages: Sequence[BaseMessage]) -> Dialogue:
     """Translate a conversation. The messages given are not changed.
 
-    Neighbours of one role become one message, because many chat templates want roles to
-    take turns. A tool's failure (`status="error"`) is told to the model in words.
+    Consecutive messages of one role become one, because many chat templates want roles to
+    alternate. A tool's failure (`status="error"`) becomes text that the model sees.
 
     Raises:
         InvalidRequest: a message or block that a text model cannot take; it is named.
@@ -44,6 +43,40 @@ def to_openai(messages: Sequence[BaseMessage]) -> Dialogue:
     return take_turns(
         part for i, message in enumerate(messages) for part in _translate(message, f"messages[{i}]")
     )
+
+
+def with_names(message: Any, names: Mapping[str, str]) -> Any:
+    """A message with tools renamed, in its calls or as the tool whose result it is.
+
+    Args:
+        message: it is not changed.
+        names: the new names by the old ones.
+    """
+    if isinstance(message, ToolMessage):
+        return message.model_copy(update={"name": names.get(message.name or "", message.name)})
+    if not isinstance(message, AIMessage):
+        return message
+    update: dict[str, Any] = {"tool_calls": [_named(call, names) for call in message.tool_calls]}
+    if isinstance(message.content, list):  # some providers keep the calls here, too
+        update["content"] = [
+            _named(block, names) if isinstance(block, dict) else block for block in message.content
+        ]
+    return message.model_copy(update=update)
+
+
+def without_calls(content: list[Any], *, but: Collection[str]) -> list[Any]:
+    """The blocks of an answer, of its calls only those with these ids."""
+    return [
+        block
+        for block in content
+        if not (isinstance(block, dict) and block.get("type") in _CALLS)
+        or (block.get("call_id") or block.get("id")) in but
+    ]
+
+
+def _named(holder: Any, names: Mapping[str, str]) -> Any:
+    name = holder.get("name")
+    return {**holder, "name": names[name]} if name in names else holder
 
 
 def _translate(message: BaseMessage, where: str) -> Dialogue:
@@ -99,20 +132,41 @@ def _human(message: HumanMessage, where: str) -> Dialogue:
 
 
 def _answer(message: AIMessage, where: str) -> dict[str, Any]:
-    skip = _THOUGHTS | _CALLS | {"tool_use", "function_call"}
-    text = _text(message.content, where, skip=skip)
+    text = _said(message.content)
     # What could not be read as a call is shown to the model as it wrote it.
-    unread = [call["args"] or "" for call in message.invalid_tool_calls]
+    unread = [_as_written(call["args"] or "") for call in message.invalid_tool_calls]
     said = "\n".join(part for part in (text, *unread) if part)
     answer = _plain("assistant", said, message.name)
     calls = [_call(c["name"], c["args"], c.get("id")) for c in message.tool_calls]
-    if not calls and isinstance(message.content, list):
+    if not calls and not unread and isinstance(message.content, list):
         calls = [
             _call(block["name"], block.get("input") or {}, block.get("id"))
             for block in message.content
             if isinstance(block, dict) and block.get("type") == "tool_use"
         ]
     return {**answer, "tool_calls": calls} if calls else answer
+
+
+def _as_written(arguments: str) -> str:
+    """The text of a call that could not be read: a stream carries it as a JSON string."""
+    try:
+        text = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return text if isinstance(text, str) else arguments
+
+
+def _said(content: str | list[Any]) -> str:
+    """The text of an answer or a refusal, without its calls."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for block in content:
+        if isinstance(block, str):
+            texts.append(block)
+        elif block.get("type") in _WORDS:
+            texts.append(block.get("text") or block.get("refusal") or "")
+    return "".join(texts)
 
 
 def _call(name: str, arguments: object, call_id: str | None) -> dict[str, Any]:

@@ -1,28 +1,39 @@
-"""The arguments of one call, as LangChain's callers give them."""
+"""The options of one call, as LangChain's callers give them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BeforeValidator
 
 from mlx_guarded_llm.errors import InvalidRequest
+from mlx_guarded_llm.grammar.normalise import unwrapped
+from mlx_guarded_llm.models import LOAD_OPTIONS
+from mlx_guarded_llm.models.naming import spelled
 from mlx_guarded_llm.params import SamplingParams
 from mlx_guarded_llm.request import PromptRequest
 
+from .tools import openai_tool
+
+OneOrMore = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+ModelName = Annotated[str, BeforeValidator(spelled)]
 SAMPLING = frozenset(SamplingParams.__dataclass_fields__)
 _PROMPTING = frozenset(PromptRequest.__dataclass_fields__) - {"prompt", "raw", "_"}
-_OWN = frozenset({"model", "timeout", "request_id", "accept", "response_format"})
+_OWN = frozenset(
+    {"model", "timeout", "request_id", "accept", "priority", "response_format", *LOAD_OPTIONS}
+)
 _SWITCHES = frozenset({"stream"})  # LangChain's own, which it leaves in the arguments
 
 
 def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge what one call says with what the chat model was made with.
+    """Merge the options of one call with those of the chat model.
+
+    Only names are checked here; `GuardedLLM` checks values.
 
     Args:
-        defaults: of the chat model.
-        given: by the call or by `bind`; it wins, and None says nothing.
+        defaults: the chat model's.
+        given: the call's, or those of `bind`; they win, and None counts as not given.
 
     Returns:
         Arguments for `GuardedLLM.generate`, and "model" when the call names one.
@@ -37,7 +48,9 @@ def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     options = {**defaults, **said}
     if (form := options.pop("response_format", None)) is not None:
         options |= _schema_of(form)
-    tools = [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
+    if isinstance(options.get("schema"), Mapping):
+        options["schema"] = unwrapped(options["schema"]) or options["schema"]
+    tools = [openai_tool(tool) for tool in options.pop("tools", None) or ()]
     choice = options.pop("tool_choice", None)
     if tools:
         options["tools"] = tools
@@ -45,11 +58,13 @@ def call_options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
         if options["tool_choice"] == "required":
             # A small model that has to call goes on calling, the same thing again.
             options.setdefault("parallel_tool_calls", False)
+    elif choice not in (None, False, "auto", "none"):
+        raise InvalidRequest(f"tool_choice is {choice!r}, but there are no tools.")
     return options
 
 
 def tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> str | dict[str, Any] | None:
-    """Every way in which LangChain's callers say what tool to use, in OpenAI's form.
+    """A tool choice in OpenAI's form, in whichever way LangChain's callers give it.
 
     Args:
         choice: "auto", "none", "any" or "required", a tool's name, a mapping that has

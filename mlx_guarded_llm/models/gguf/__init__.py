@@ -1,4 +1,4 @@
-"""Imports GGUF files: a pure-Python reader, and a subprocess that converts with MLX."""
+"""Importing GGUF files: a reader in pure Python, and a subprocess that converts with MLX."""
 
 from .importing import import_gguf
 

@@ -1,4 +1,4 @@
-"""Writes a llama GGUF file as an MLX model folder. Runs in a process of its own."""
+"""Convert a llama GGUF file to an MLX model folder. Runs in a separate process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tokenizer import stop_tokens, tokenizer_files
 
 
 def convert(source: Path, folder: Path, *, dequantize: bool) -> None:
-    """Converts a file; the caller sees to atomicity and to the process.
+    """Convert a file. The caller takes care of atomicity and of the process.
 
     Args:
         source: the GGUF file.
@@ -19,7 +19,7 @@ def convert(source: Path, folder: Path, *, dequantize: bool) -> None:
         dequantize: write bfloat16 weights instead of the file's quantised layers.
 
     Raises:
-        ModelError: as `read_gguf`, `check_llama` and `tokenizer_files` say.
+        ModelError: as `read_gguf`, `check_llama` and `tokenizer_files` do.
     """
     import mlx.core as mx
 
@@ -36,12 +36,12 @@ def convert(source: Path, folder: Path, *, dequantize: bool) -> None:
         stem = name.removesuffix(".weight")
         parts = [f"{stem}.{part}" for part in ("weight", "scales", "biases")]
         if not dequantize:
-            # As in the file, its float32 norms included: they make the activations
-            # float32, which on a CPU is several times faster than 16 bits.
+            # As in the file, including its float32 norms. They make the activations float32,
+            # which on a CPU is several times faster than 16 bits.
             weights |= {mlx_name(part): arrays[part] for part in parts if part in arrays}
         elif info.type in BITS:
             weight, scales, biases = (arrays[part] for part in parts)
-            # In float32: float16 would lose what scale * q and bias take from each other.
+            # In float32, because in float16 the sum of scale * q and bias would lose precision.
             whole = mx.dequantize(
                 weight,
                 scales.astype(mx.float32),

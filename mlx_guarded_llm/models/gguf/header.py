@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: its metadata and where its tensors lie.
+"""Reading the header of a GGUF file: its metadata, and where its tensors are.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -34,7 +34,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
             12: "d"}  # fmt: skip
 _STRING, _ARRAY = 8, 9
 
-# A damaged count must not become a loop of hours.
+# A damaged count must not cause a loop of hours.
 _MAX_ENTRIES = 1 << 16
 _MAX_ELEMENTS = 1 << 22
 
@@ -54,7 +54,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says of itself.
+    """The header of a GGUF file.
 
     Attributes:
         metadata: values by key, arrays as lists.
@@ -66,12 +66,12 @@ class GGUFHeader:
 
 
 def read_gguf(path: Path) -> GGUFHeader:
-    """Reads and checks a header, the extent of each tensor included.
+    """Read and check a header, including the extent of each tensor.
 
     Raises:
         ModelNotFound: there is no such file.
-        ModelInvalid: it is truncated or no GGUF file.
-        ModelUnsupported: its version or the type of a tensor is not read.
+        ModelInvalid: it is truncated or not a GGUF file.
+        ModelUnsupported: its version or the type of a tensor is not supported.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -85,7 +85,7 @@ def read_gguf(path: Path) -> GGUFHeader:
 
 
 class _Reader:
-    """Walks over the bytes; struct.error or ValueError says they ended too early."""
+    """Reads the bytes in order. Raises struct.error or ValueError if they end too early."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self._data = data

@@ -1,8 +1,7 @@
 """`import_gguf`: checks a GGUF file here, converts it in a process of its own.
 
-Only one thread of a process may touch MLX, and that thread is the engine's. So the
-conversion runs in a short-lived child, whose death by memory is an error here and
-nothing worse.
+Only one thread of a process may touch MLX, and that is the engine's. So the conversion runs in a
+short-lived child; if that runs out of memory, it is only an error here.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ...back_end import BACK_END_HINT
 from ...errors import InvalidRequest, PullFailed
 from ..disk import require_space, tree_size
 from ..processes import run_watched
@@ -34,14 +34,14 @@ def import_gguf(
     dequantize: bool = False,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Makes an MLX model folder of a GGUF file (llama architecture).
+    """Make an MLX model folder from a GGUF file (llama architecture).
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
 
     Args:
         path: the file, with tensors in F32, F16, Q4_0, Q4_1 or Q8_0.
-        dst: the folder to make; it must not exist, or be empty.
-        dequantize: write bfloat16 weights: larger, and faster in batches.
+        dst: the folder to make; it must not exist, or must be empty.
+        dequantize: write bfloat16 weights, which are larger, and faster in batches.
         progress: called in this thread with stage "import", in bytes written.
 
     Returns:
@@ -50,10 +50,10 @@ def import_gguf(
     Raises:
         ModelNotFound: there is no such file.
         ModelInvalid: the file is damaged.
-        ModelUnsupported: the architecture, a tensor's type or the tokenizer is not
-            imported; the message names it.
-        InvalidRequest: `dst` is there already.
-        PullFailed: the conversion did not end; `dst` does not exist then.
+        ModelUnsupported: the architecture, the type of a tensor or the tokenizer is not supported;
+            the message names it.
+        InvalidRequest: `dst` exists already.
+        PullFailed: the conversion failed; `dst` does not exist then.
     """
     source, folder = Path(path).expanduser().absolute(), Path(dst).expanduser().absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -109,9 +109,11 @@ def _convert(source: Path, work: Path, *, dequantize: bool, progress: OnProgress
             hint="It was probably out of memory: unload other models and try again.",
         )
     if ended.returncode:
+        no_mlx = ended.last_line.startswith(("ImportError:", "ModuleNotFoundError:"))
+        report = "If the disk has room, report this with the name of the file."
         raise PullFailed(
             f"importing {source.name} failed: {ended.last_line}",
-            hint="If the disk has room, report this with the name of the file.",
+            hint=BACK_END_HINT if no_mlx else report,
         )
     watch()
 
@@ -129,7 +131,7 @@ def _signal_name(number: int) -> str:
 
 
 def _written_bytes(header: GGUFHeader, *, dequantize: bool) -> int:
-    """What the folder will take: the weights, and some for the tokenizer."""
+    """The bytes that the folder will take: the weights, and some for the tokenizer."""
     weights = 0
     for info in header.tensors.values():
         elements = math.prod(info.shape)

@@ -32,15 +32,15 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)")
 
 
 def check_llama(header: GGUFHeader, source: str) -> None:
-    """Checks that a file is a llama model whose every tensor can be imported.
+    """Check that a file is a llama model, all of whose tensors can be imported.
 
     Args:
         header: of the file.
         source: names the file in messages.
 
     Raises:
-        ModelUnsupported: another architecture, a mixture of experts, or a tensor
-            without a place; each by name.
+        ModelUnsupported: it is another architecture or a mixture of experts, or has an unknown
+            tensor; the message names it.
         ModelInvalid: metadata or tensors are missing or have the wrong shape.
     """
     architecture = header.metadata.get("general.architecture")
@@ -102,11 +102,11 @@ def llama_config(header: GGUFHeader, source: str, *, quantised: bool = False) ->
     Args:
         header: of the file.
         source: names the file in messages.
-        quantised: keep the file's quantised layers and say so in the config.
+        quantised: keep the quantised layers of the file, and say so in the config.
 
     Raises:
-        ModelInvalid: a key is missing or has a senseless value.
-        ModelUnsupported: a variant of rotary embedding that is not imported.
+        ModelInvalid: a key is missing or has an invalid value.
+        ModelUnsupported: it uses an unsupported variant of rotary embedding.
     """
     heads = _integer(header, source, "attention.head_count")
     hidden = _integer(header, source, "embedding_length")

@@ -9,10 +9,10 @@ from ...errors import ModelInvalid, ModelUnsupported
 from .header import GGUFHeader
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-_SPACE = "\u2581"  # sentencepiece writes a space as this
+_SPACE = "\u2581"  # how SentencePiece writes a space
 
-# How text is cut before byte-pair merges, by the value of tokenizer.ggml.pre. Each
-# is the pre-tokenizer of the model's own tokenizer.json.
+# How text is split before byte-pair merges, by the value of tokenizer.ggml.pre. Each is the
+# pre-tokenizer of the model's own tokenizer.json.
 _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -60,7 +60,7 @@ def tokenizer_files(header: GGUFHeader, source: str) -> tuple[dict[str, Any], di
         source: names the file in messages.
 
     Raises:
-        ModelUnsupported: a kind of tokenizer that is not imported, by name.
+        ModelUnsupported: the type of the tokenizer is not supported; the message names it.
         ModelInvalid: the vocabulary is incomplete.
     """
     tokens = _strings(header, source, "tokens")
@@ -80,7 +80,7 @@ def tokenizer_files(header: GGUFHeader, source: str) -> tuple[dict[str, Any], di
         if (token := _token_id(header, key, len(tokens))) is not None
     }
     bos = special.get("bos_token")
-    # A sentencepiece model expects its bos token unless the file says otherwise.
+    # A SentencePiece model expects its bos token unless the file says otherwise.
     add_bos = header.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")
     tokenizer = {
         "version": "1.0",
@@ -102,7 +102,7 @@ def tokenizer_files(header: GGUFHeader, source: str) -> tuple[dict[str, Any], di
 
 
 def stop_tokens(header: GGUFHeader) -> list[int]:
-    """The ids that end an answer: end of sequence and, where it differs, end of turn."""
+    """The ids that end an answer: end of sequence and, if it differs, end of turn."""
     size = len(header.metadata.get("tokenizer.ggml.tokens", ()))
     ids = (_token_id(header, key, size) for key in ("eos", "eot"))
     return list(dict.fromkeys(token for token in ids if token is not None))
@@ -161,7 +161,7 @@ def _sentencepiece(header: GGUFHeader, source: str, tokens: Sequence[str]) -> di
 
 
 def _merges_by_score(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
-    """Sentencepiece joins the pair whose union scores best: merges in that order."""
+    """SentencePiece joins the pair with the best score first: the merges in that order."""
     ids = {token: i for i, token in enumerate(tokens)}
     merges = [
         (-score, ids[token[:cut]], ids[token[cut:]])

@@ -54,6 +54,22 @@ def test_forked_after_use(models: tuple[str, str, str], tmp_path: Path) -> None:
     assert text == TEXT
 
 
+def test_a_child_that_leaves_the_with_block(models: tuple[str, str, str], tmp_path: Path) -> None:
+    """It has nothing to wait for: the dispatcher and the engine are the parent's."""
+    body = """
+    with Backend() as backend:
+        backend.generate(TINY, "Hello", max_tokens=2)
+        child = os.fork()
+        if child == 0:
+            sys.exit(7)
+        print("child ended:", wait(child))
+        print(backend.generate(SCRIPTED, "Hello").text)
+    """
+    ended = run_script(tmp_path, WAIT_FOR_CHILD + textwrap.dedent(body), *models)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines() == ["child ended: 7", TEXT]
+
+
 def test_a_backend_made_in_a_child_forked_after_use(
     models: tuple[str, str, str], tmp_path: Path
 ) -> None:

@@ -62,6 +62,24 @@ SILENT = {
         spawn(load)
         until(lambda: happened(backend, "load.deferred"))
         """,
+    "tokenizers are being staged": """
+        import itertools, tempfile
+        from pathlib import Path
+        tempfile.tempdir = os.environ["MLX_GUARDED_CACHE_DIR"]
+        from mlx_guarded_llm.engine.residency.staging import staged_tokenizer
+        from mlx_guarded_llm.models.catalog import Catalog
+        from mlx_guarded_llm.models.verify import verify
+        files = verify(Catalog().resolve(TINY), Path(TINY))
+        begun = []
+        def stage():
+            with contextlib.suppress(FileNotFoundError), staged_tokenizer(files) as folder:
+                begun.append(folder)
+                for number in itertools.count():
+                    (folder / f"{number}.json").touch()
+        for _ in range(8):
+            spawn(stage)
+        until(lambda: len(begun) == 8)
+        """,
     "foreign work sleeps": """
         backend = Backend()
         spawn(lambda: backend.run(functools.partial(time.sleep, 0.5)))
@@ -154,7 +172,7 @@ def test_a_load_is_given_up_between_two_slices(
     backend = Backend()
     slices = []
     def slowly():
-        from mlx_guarded_llm.engine import loading
+        from mlx_guarded_llm.engine.residency import loading
         cut = loading._slices
         def slow(model, slice_bytes):
             parts = list(cut(model, 1))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend
-from mlx_guarded_llm.engine.foreign import call_foreign
+from mlx_guarded_llm.engine.user_function import call_user_function
 from mlx_guarded_llm.errors import (
     GenerationFailed,
     GuardedLLMError,
@@ -48,7 +48,14 @@ def held(error: BaseException) -> set[str]:
     kinds = {type(thing).__name__ for thing in reachable(error)}
     frames = [t.tb_frame for t in reachable(error) if isinstance(t, types.TracebackType)]
     files = {Path(frame.f_code.co_filename).name for frame in frames}
-    engine = {"engine.py", "batch.py", "residents.py", "loading.py", "foreign.py", "thread.py"}
+    engine = {
+        "engine.py",
+        "batch.py",
+        "residents.py",
+        "loading.py",
+        "user_function.py",
+        "thread.py",
+    }
     return kinds & {"array", "generator", "Resident", "Linear"} | files & engine
 
 
@@ -62,7 +69,7 @@ def test_a_load_that_fails_within_mlx_holds_nothing(
     backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.run(lambda: None)
-    from mlx_guarded_llm.engine import loading
+    from mlx_guarded_llm.engine.residency import loading
 
     def failing(model: Any, slice_bytes: int) -> Any:
         import mlx.core as mx
@@ -101,7 +108,7 @@ def test_a_failed_step_holds_nothing(
         streams = [own.stream("it", "Hello", max_tokens=10_000) for _ in range(3)]
         for stream in streams:
             next(stream)
-        engine: Any = own._dispatcher.machine.host
+        engine: Any = own._dispatcher.supervisor.engine
 
         def break_it() -> None:
             def fail() -> None:
@@ -222,6 +229,6 @@ def test_a_cycle_of_exceptions_ends() -> None:
         first.__cause__, second.__context__ = second, first
         raise first
 
-    value, error = call_foreign(work)
+    value, error = call_user_function(work)
     assert value is None
     assert isinstance(error, ValueError)

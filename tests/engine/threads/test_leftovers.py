@@ -81,7 +81,7 @@ def test_an_engine_without_mlx_still_closes(monkeypatch: pytest.MonkeyPatch) -> 
         raise ImportError("no mlx here")
 
     active_memory()
-    from mlx_guarded_llm.engine import residents
+    from mlx_guarded_llm.engine.residency import residents
 
     monkeypatch.setattr(residents, "device", broken)
     backend = Backend(isolation="thread")
@@ -97,7 +97,7 @@ def test_an_engine_whose_device_fails_tells_and_closes(
     backend = Backend(isolation="thread", load_wait=0.0)
     stream = backend.stream(str(folder / "tiny"), "Hello", max_tokens=40_000)
     next(stream)
-    engine: Any = backend._dispatcher.machine.host
+    engine: Any = backend._dispatcher.supervisor.engine
 
     def fail() -> None:
         raise RuntimeError("[METAL] Command buffer execution failed")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend
+from mlx_guarded_llm.backend.loop import Blame
 from mlx_guarded_llm.engine.thread import mlx_thread
 from tests.engine._backend import TEXT, wait_until
 
@@ -30,7 +31,7 @@ from tests.engine._backend import TEXT, wait_until
 )
 def test_the_engine_is_not_entered_from_another_thread(entry: str, backend: Backend) -> None:
     backend.run(lambda: None)
-    engine = backend._dispatcher.machine.host
+    engine = backend._dispatcher.supervisor.engine
     with pytest.raises(AssertionError, match="touched from the thread MainThread"):
         eval(entry, {"engine": engine, "mlx_thread": mlx_thread})
 
@@ -41,7 +42,7 @@ def test_everything_of_mlx_happens_on_one_thread(
     """Wherever the callers are, and however many backends there are."""
     entered: set[int] = set()
     backend.run(lambda: None)
-    engine: Any = backend._dispatcher.machine.host
+    engine: Any = backend._dispatcher.supervisor.engine
 
     def noted(owner: object, name: str) -> None:
         original = getattr(owner, name)
@@ -54,7 +55,7 @@ def test_everything_of_mlx_happens_on_one_thread(
 
     for name in ("load", "release", "synchronize"):
         noted(type(engine._residency), name)
-    from mlx_guarded_llm.engine.batch import ContinuousBatch
+    from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
 
     for name in ("__init__", "insert", "remove", "step"):
         noted(ContinuousBatch, name)
@@ -105,7 +106,7 @@ def test_streams_dropped_wherever_the_collector_runs(backend: Backend, folder: P
 
     for collect in (
         lambda: backend.run(gc.collect),
-        lambda: backend._dispatcher.call(gc.collect).result(60),
+        lambda: backend._dispatcher.call(gc.collect).wait(60, give_up=lambda: None),
         gc.collect,
     ):
         litter()
@@ -121,12 +122,12 @@ def test_the_collector_runs_within_every_put(
     post = backend._dispatcher.post
     depth = threading.local()
 
-    def posting(call: Callable[[], None]) -> None:
+    def posting(call: Callable[[], None], blame: Blame | None = None) -> None:
         if not getattr(depth, "inside", False):
             depth.inside = True
             gc.collect()
             depth.inside = False
-        post(call)
+        post(call, blame)
 
     monkeypatch.setattr(backend._dispatcher, "post", posting)
     for _ in range(3):

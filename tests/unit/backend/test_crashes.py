@@ -12,7 +12,7 @@ import pytest
 
 from mlx_guarded_llm.backend import crashes as module
 from mlx_guarded_llm.backend.crashes import Crashes, versions
-from mlx_guarded_llm.worker.death import Death
+from mlx_guarded_llm.worker.parent.death import Death
 
 
 def death(pid: int = 1, **more: Any) -> Death:
@@ -154,7 +154,7 @@ def test_processes_and_threads_may_add_at_once(
     script = f"""
 from pathlib import Path
 from mlx_guarded_llm.backend import crashes
-from mlx_guarded_llm.worker.death import Death
+from mlx_guarded_llm.worker.parent.death import Death
 crashes._LOCK_WAIT = 60.0
 for pid in range(1, 11):
     crashes.Crashes(Path({str(file)!r})).add(Death(cause="exit", text="", pid=pid))

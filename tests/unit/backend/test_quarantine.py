@@ -6,9 +6,9 @@ from typing import Any, get_args
 import pytest
 
 from mlx_guarded_llm.backend.quarantine import Quarantine
-from mlx_guarded_llm.engine.pulse import Work
+from mlx_guarded_llm.engine.observer import Work
 from mlx_guarded_llm.errors import GuardedLLMError, ModelError, ModelQuarantined
-from mlx_guarded_llm.worker.death import Cause, Death
+from mlx_guarded_llm.worker.parent.death import Cause, Death
 
 
 def death(cause: Cause = "abort", work: Work = "step", **more: Any) -> Death:
@@ -96,10 +96,11 @@ def test_causes_that_count(cause: Cause) -> None:
 @pytest.mark.parametrize("work", get_args(Work))
 def test_work_that_counts(work: Work) -> None:
     quarantine = Quarantine(1)
-    assert quarantine.blame(0.0, "phi3", death(work=work)) == (work in {"load", "unload", "step"})
+    fitting = {"load", "unload", "step"}
+    assert quarantine.blame(0.0, "phi3", death(work=work)) == (work in {*fitting, "prepare"})
     for _ in range(2):
         quarantine.blame(0.0, "phi3", death("out_of_memory", work))
-    assert quarantine.refuses(0.0, "phi3") == (work in {"load", "unload", "step"})
+    assert quarantine.refuses(0.0, "phi3") == (work in fitting)
 
 
 def test_a_death_without_a_model_is_nobodys() -> None:
@@ -167,3 +168,11 @@ def test_the_newest_cause_is_told() -> None:
     quarantine.blame(0.0, "phi3", death())
     quarantine.blame(1.0, "phi3", death("hung", "load"))
     assert quarantine.cause("phi3") == "no progress while loading"
+
+
+def test_what_is_prepared_beside_it_may_have_held_it_up() -> None:
+    """A hang is then held against those requests, and against the model only if it is theirs."""
+    quarantine = Quarantine(1)
+    assert not quarantine.blame(0.0, "phi3", death("hung", "load", preparing=("ticket-1",)))
+    assert quarantine.blame(1.0, "llama", death("hung", "prepare", preparing=("ticket-1",)))
+    assert quarantine.blame(2.0, "phi3", death("hung", "load"))

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mlx_guarded_llm.backend import ModelInfo
-from mlx_guarded_llm.cli import opening, report
+from mlx_guarded_llm.cli import backends, reporting
 from mlx_guarded_llm.cli.app import app
 from mlx_guarded_llm.errors import GuardedLLMError
 from mlx_guarded_llm.models import Progress
@@ -120,11 +120,11 @@ class FakeBackend:
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     fake = FakeBackend()
 
-    def open_backend(**options: Any) -> FakeBackend:
+    def open_backend(*, url: str | None = None, local: bool = False, **options: Any) -> FakeBackend:
         fake.options = options
         return fake
 
-    monkeypatch.setattr(opening, "open_backend", open_backend)
+    monkeypatch.setattr(backends, "open_backend", open_backend)
     return fake
 
 
@@ -135,7 +135,7 @@ Run = Callable[..., Result]
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(report, "_debug", False)
+    monkeypatch.setattr(reporting, "_debug", False)
     logger = logging.getLogger("mlx_guarded_llm")
     handlers, level = [*logger.handlers], logger.level
 

@@ -9,7 +9,13 @@ from mlx_guarded_llm import __version__
 
 from .conftest import Run
 
-COMMANDS = ("demo", "run", "chat", "pull", "models", "rm", "doctor", "trace")
+LOCAL = ("serve", "config", "demo", "doctor", "trace", "pull", "rm")
+EITHER = ("run", "chat", "embed", "models")
+REMOTE = (
+    *("status", "stop", "load", "unload", "unpin", "forgive"),
+    *("cancel", "explain", "timeline", "events"),
+)
+COMMANDS = (*LOCAL, *EITHER, *REMOTE)
 
 
 def test_version(run: Run) -> None:
@@ -40,6 +46,17 @@ def test_a_wrong_command_line(run: Run, arguments: tuple[str, ...]) -> None:
     error, hint = done.stderr.splitlines()
     assert error.startswith("error: ")
     assert hint.startswith("hint: mlx-guarded")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--url", "--local"])
+def test_a_command_that_asks_no_server_says_so(run: Run, command: str, option: str) -> None:
+    done = run(command, option, "http://127.0.0.1:9")
+    assert done.exit_code in (1, 2)
+    refused = {LOCAL: ("is about this machine", option), REMOTE: ("is about a server", "--local")}
+    for commands, (words, of) in refused.items():
+        assert (words in done.stderr) == (command in commands and option == of)
+    assert "No such option" not in done.stderr
 
 
 def test_the_command_line_starts_without_mlx() -> None:

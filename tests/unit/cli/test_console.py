@@ -7,7 +7,6 @@ from rich.console import Console
 
 from mlx_guarded_llm.cli import console
 from mlx_guarded_llm.cli.progress import ProgressLine
-from mlx_guarded_llm.cli.words import count, rate
 from mlx_guarded_llm.models import Progress
 
 
@@ -60,10 +59,3 @@ def test_no_progress_where_there_is_no_terminal() -> None:
     with ProgressLine("phi3", console=Console(file=pipe)) as line:
         line.update(Progress("download", 5, 20))
     assert pipe.getvalue() == ""
-
-
-def test_words() -> None:
-    assert count(1, "load") == "1 load"
-    assert count(1200, "step") == "1,200 steps"
-    assert rate(10, 4.0) == "2.5 tokens/s"
-    assert rate(0, 4.0) == rate(3, 0.0) == ""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend, Catalog, Progress, ProgressBars
-from mlx_guarded_llm.backend.shared import default_backend
+from mlx_guarded_llm.backend.default_backend import default_backend
 from mlx_guarded_llm.display import bars, in_notebook
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 
@@ -186,6 +186,9 @@ class TestInNotebook:
         monkeypatch.setitem(sys.modules, "IPython", ipython)
         assert in_notebook()
         with default_backend() as backend:
-            assert isinstance(backend._dispatcher.callers._on_progress, ProgressBars)
+            assert isinstance(backend, Backend)
+            (follower,) = backend._dispatcher.listeners._followers
+            assert isinstance(follower, ProgressBars)
         with default_backend(on_progress=print) as backend:
-            assert backend._dispatcher.callers._on_progress is print
+            assert isinstance(backend, Backend)
+            assert backend._dispatcher.listeners._followers == [print]

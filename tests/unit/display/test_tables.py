@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_guarded_llm import Backend, Catalog, ModelInfo, Provenance, Result, Usage, taint
-from mlx_guarded_llm.display.tables import Models, Taints
+from mlx_guarded_llm.backend.model_info import Models
+from mlx_guarded_llm.fallback.taint import Taints
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 
 

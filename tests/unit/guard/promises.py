@@ -6,11 +6,14 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_guarded_llm.guard.state import JobState
+from mlx_guarded_llm.guard.state import JobState, Place
 from mlx_guarded_llm.record.events import Event
 
 if TYPE_CHECKING:
     from tests.unit.guard.simulation import Simulation
+
+
+START = Place(-1, 0.0, 0)  # before everything
 
 
 @dataclass
@@ -37,18 +40,18 @@ class Promises:
 
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
-        self.book = sim.book
+        self.state = sim.state
         self.window = sim.fairness_window
         self.max_active = sim.max_active
         self.paused_at: dict[str, float] = {}
         self.resumed_at: dict[str, float] = {}
         self.released: dict[str, float] = {}
         self.started: dict[str, float] = {}
-        self.orders: dict[str, int] = {}
+        self.places: dict[str, Place] = {}
         self.pauses: dict[str, float] = {}
         self.begun: set[str] = set()
         self.urgent: set[str] = set()
-        self.squeezed_at = 0.0
+        self.out_of_memory_at = 0.0
         self.last_busy: dict[str, float] = {}
         self.longest = 0.0
         self.interrupted_at: dict[str, float] = {}
@@ -61,13 +64,13 @@ class Promises:
     def hear(self, event: Event) -> None:
         """Check them at the moment something happens."""
         self.last_busy.update(
-            {j.id: self.now for j in self.book.jobs.values() if self.book.busy(j)}
+            {j.id: self.now for j in self.state.jobs.values() if self.state.busy(j)}
         )
         subject, verb = event.kind.split(".")
         request_id, job_id = event.request_id, event.job_id
         if event.kind == "request.queued":
             assert request_id is not None
-            self.orders[request_id] = self.book.requests[request_id].order
+            self.places[request_id] = self.state.requests[request_id].place
         elif event.kind == "request.started":
             assert request_id is not None
             self.started.setdefault(request_id, self.now)
@@ -81,7 +84,9 @@ class Promises:
             assert request_id is not None
             self._add_pause(request_id)
             self.interrupted_at.pop(request_id, None)
-            self._release(self.orders[request_id], self.started.get(request_id))
+            if request_id in self.places:  # else it never stood in anybody's way
+                self._release(self.places[request_id], self.started.get(request_id))
+                self._release_load(event.model, self.places[request_id])
         elif event.kind == "request.paused":
             assert request_id is not None
             last = self.resumed_at.get(request_id)
@@ -102,18 +107,18 @@ class Promises:
         elif verb == "started":
             assert job_id is not None
             self.begun.add(job_id)
-            if self.book.running is not None and self.book.running.urgent:
+            if self.state.running is not None and self.state.running.urgent:
                 self.urgent.add(job_id)
             self._check_turn(job_id)
         elif verb == "finished" and job_id in self.urgent:
-            self._release(-1, None)  # requests before a job lost their model and queue anew
+            self._release(START, None)  # requests before a job lost their model and queue anew
         elif verb == "interrupted":
             assert job_id is not None
             self.begun.discard(job_id)
         elif subject != "request" and verb in ("cancelled", "failed"):
             assert job_id is not None
             if job_id not in self.begun:  # what was behind it may find it was fit to begin
-                self._release(-1, None)
+                self._release(START, None)
             self.begun.discard(job_id)
 
     def _add_pause(self, request_id: str) -> None:
@@ -121,45 +126,55 @@ class Promises:
             seconds = self.now - self.paused_at.pop(request_id)
             self.pauses[request_id] = self.pauses.get(request_id, 0.0) + seconds
 
-    def _release(self, order: int, started: float | None) -> None:
+    def _release(self, place: Place, started: float | None) -> None:
         """What jobs may have waited for is over: a request that may hold them up."""
-        for job in self.book.jobs.values():
-            if order < job.order or (started is not None and started < self._held_from(job)):
+        for job in self.state.jobs.values():
+            if place < job.place or (started is not None and started < self._held_from(job)):
                 self.released[job.id] = self.now
+
+    def _release_load(self, name: str | None, place: Place) -> None:
+        """A load is planned with room for the first request for its model, which has ended."""
+        model = self.state.models.get(name or "")
+        load = self.state.pending(model.load) if model is not None else None
+        if load is None or model is None:
+            return
+        waiting = [self.state.requests[request_id].place for request_id in model.waiting]
+        if all(place < other for other in waiting):
+            self.released[load.id] = self.now
 
     def _held_from(self, job: JobState) -> float:
         """When newcomers began to wait for it: not while its own model was generating."""
-        window_ends = job.asked_at + self.window
+        window_ends = job.arrival + self.window
         return max(window_ends, self.last_busy.get(job.id, -1.0) + 0.5)
 
     def _check_interrupted_first(self) -> None:
         """A request starts afresh only when those that were cut off go on, if they can."""
         for name in self.interrupted_at:
-            model = self.book.models[self.book.requests[name].model]
+            model = self.state.models[self.state.requests[name].model]
             assert not model.resident or len(model.active) >= self.max_active, "cut off for longer"
 
     def _check_nothing_passed(self, request_id: str) -> None:
         """After the window no newcomer passes what waits."""
-        request = self.book.requests[request_id]
-        for job in self.book.jobs.values():
-            if request.order <= job.order or self.now < job.asked_at + self.window:
+        request = self.state.requests[request_id]
+        for job in self.state.jobs.values():
+            if request.place <= job.place or self.now < job.arrival + self.window:
                 continue
-            assert self.book.busy(job) and job.model != request.model, "a newcomer passed a job"
-        for model in self.book.residents.values():
+            assert self.state.busy(job) and job.model != request.model, "a newcomer passed a job"
+        for model in self.state.residents.values():
             if not model.waiting or len(model.active) >= self.max_active:
                 continue
-            first = self.book.first(model)
-            if first.order < request.order and self.now >= first.asked_at + self.window:
-                unload = self.book.pending(model.unload)
-                held = unload is not None and unload.order < first.order
+            first = self.state.first(model)
+            if first.place < request.place and self.now >= first.arrival + self.window:
+                unload = self.state.pending(model.unload)
+                held = unload is not None and unload.place < first.place
                 assert held, "a newcomer passed a request that lacks room"
 
     def _check_turn(self, job_id: str) -> None:
         """First come first served, and the bound of docs/guard.md."""
-        job = self.book.running
+        job = self.state.running
         assert job is not None and job.id == job_id
-        for other in self.book.jobs.values():
-            assert job.order <= other.order or self.book.busy(other), "a job passed another"
+        for other in self.state.jobs.values():
+            assert job.place <= other.place or self.state.busy(other), "a job passed another"
         self.longest = max(self.longest, self._overdue(job))
         assert self._overdue(job) <= self.window, "a job waited too long"
 
@@ -168,10 +183,10 @@ class Promises:
 
         Counted from the last end of a request that may have held its memory.
         """
-        since = max(job.asked_at + self.sim.load_wait, self.released[job.id])
+        since = max(job.arrival + self.sim.load_wait, self.released[job.id])
         if job.urgent:
             pauses = self.sim.on_load_deadline == "pause"
-            since = self.squeezed_at if pauses else max(since, self.squeezed_at)
+            since = self.out_of_memory_at if pauses else max(since, self.out_of_memory_at)
         late = itertools.takewhile(
             lambda ran: ran.ended is None or ran.ended > since, reversed(self.sim.ran)
         )
@@ -183,12 +198,12 @@ class Promises:
         Those that were cut off keep their places.
         """
         active = [*self.sim.generations, *self.interrupted_at]
-        for job in self.book.jobs.values():
+        for job in self.state.jobs.values():
             if self._overdue(job) > self.window:
                 before = [r for r in active if self._counts(r, job)]
                 assert before, "a job starves"
-                assert self.sim.ledger is not None or self.book.busy(job), "a job starves"
+                assert self.sim.ledger is not None or self.state.busy(job), "a job starves"
 
     def _counts(self, request_id: str, job: JobState) -> bool:
         early = self.started[request_id] < self._held_from(job)
-        return early or self.orders[request_id] < job.order
+        return early or self.places[request_id] < job.place

@@ -1,31 +1,34 @@
-"""A simulated engine that carries out what the guard says, and checks every word of it.
+"""A simulated engine that carries out what the guard says, and checks all of it.
 
-Discrete events, whole seconds. A generation needs so many seconds of stepping; a job
-takes so many seconds; nothing steps while a job runs. An engine may die at any moment;
-what a generation has done by then is kept.
+Events are discrete, and times are whole seconds. A generation and a job take a given number
+of seconds; nothing steps while a job runs. An engine may die at any moment; what a generation
+has done by then is kept.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mlx_guarded_llm.errors import GuardedLLMError
+from mlx_guarded_llm.errors import BackendClosed, GuardedLLMError
 from mlx_guarded_llm.guard import (
     Action,
     Exclusive,
     Fail,
     Guard,
+    GuardLimits,
     Load,
     LoadDeadline,
-    Room,
+    MemoryLedger,
     Run,
     Settle,
     Start,
+    Status,
     Stop,
     Timing,
-    Unbounded,
+    UnlimitedMemory,
     Unload,
 )
 from mlx_guarded_llm.memory.ledger import Ledger
@@ -49,6 +52,8 @@ class Footprint:
     def prefill_bytes(self, chunk_tokens: int) -> int:
         return self.prefill
 
+
+MANY = 40  # requests of which each is looked at; more of them differ in nothing
 
 SMALL = {"a": Footprint(4), "b": Footprint(4), "c": Footprint(4)}
 
@@ -77,11 +82,13 @@ class Simulation:
     budget: int | None = None
     load_wait: float = 120.0
     fairness_window: float = 5.0
+    batch_wait: float = 30.0
     on_load_deadline: LoadDeadline = "pause"
     max_queue: int = 1024
     max_active: int = 32
     keep_alive: float | None = None
     load_seconds: float = 10.0
+    turns: bool = False  # models are stepped in turn; otherwise all at once
 
     def __post_init__(self) -> None:
         self.now = 0.0
@@ -103,22 +110,25 @@ class Simulation:
         self.ran: list[Ran] = []
         self.request_times: dict[str, float] = {}
         self.ledger: Ledger | None = None
-        room: Room = Unbounded()
+        ledger: MemoryLedger = UnlimitedMemory()
         if self.budget is not None:
-            room = self.ledger = Ledger(self.budget)
+            ledger = self.ledger = Ledger(self.budget)
             for model, footprint in self.sizes.items():
                 self.ledger.know_model(model, footprint)  # type: ignore[arg-type]
         self.guard = Guard(
-            load_wait=self.load_wait,
-            fairness_window=self.fairness_window,
-            on_load_deadline=self.on_load_deadline,
-            max_queue=self.max_queue,
-            max_active=self.max_active,
-            keep_alive=self.keep_alive,
-            room=room,
+            GuardLimits(
+                load_wait=self.load_wait,
+                fairness_window=self.fairness_window,
+                batch_wait=self.batch_wait,
+                on_load_deadline=self.on_load_deadline,
+                max_queue=self.max_queue,
+                max_active=self.max_active,
+                keep_alive=self.keep_alive,
+            ),
+            ledger=ledger,
             emit=self._hear,
         )
-        self.book = self.guard._book
+        self.state = self.guard._state
         self.promises = Promises(self)
         self._ids = itertools.count(1)
 
@@ -131,24 +141,67 @@ class Simulation:
         *,
         tokens: int = 1,
         timeout: float | None = None,
+        batch: bool = False,
         name: str = "",
     ) -> str:
+        """Ask, with everything that it takes to start at hand."""
+        request_id = self.ask(
+            model, seconds, tokens=tokens, timeout=timeout, batch=batch, name=name
+        )
+        self.fetched(request_id)
+        self.prepared(request_id)
+        return request_id
+
+    def ask(
+        self,
+        model: str,
+        seconds: float,
+        *,
+        tokens: int = 1,
+        timeout: float | None = None,
+        batch: bool = False,
+        name: str = "",
+    ) -> str:
+        """Ask for a model whose files are still to be found."""
         request_id = name or f"r{next(self._ids)}"
-        if self.ledger is not None:
-            try:
-                self.ledger.know_request(request_id, model, tokens)
-            except GuardedLLMError as error:
-                self.ends[request_id] = Ended(self.now, error)
-                return request_id
+        expires = None if timeout is None else self.now + timeout
+        try:
+            self.guard.submit(
+                self.now,
+                request_id,
+                model,
+                expires=expires,
+                priority="batch" if batch else "interactive",
+            )
+        except BackendClosed as error:
+            self.ends[request_id] = Ended(self.now, error)
+            return request_id
         self.open.add(request_id)
         self.request_times[request_id] = self.now
         self.durations[request_id], self.tokens[request_id] = seconds, tokens
-        expires = None if timeout is None else self.now + timeout
-        self.do(self.guard.submit(self.now, request_id, model, expires=expires))
+        self.check()
         return request_id
+
+    def fetched(self, request_id: str) -> None:
+        self.guard.fetched(request_id)
+
+    def prepared(self, request_id: str) -> None:
+        if self.guard.status(request_id) is not Status.PREPARING:
+            return
+        model = self.state.requests[request_id].model
+        if self.ledger is not None:
+            try:
+                self.ledger.know_request(request_id, model, self.tokens[request_id])
+            except GuardedLLMError as error:
+                self.do(self.guard.cancel(self.now, request_id, error=error))
+                return
+        self.do(self.guard.prepared(self.now, request_id))
 
     def cancel(self, request_id: str) -> None:
         self.do(self.guard.cancel(self.now, request_id))
+
+    def unpin(self, model: str) -> None:
+        self.do(self.guard.unpin(self.now, model))
 
     def ask_load(self, model: str, *, pin: bool = False, name: str = "") -> str:
         job_id = self._caller(name)
@@ -179,10 +232,10 @@ class Simulation:
 
         Args:
             outage: seconds until there is another.
-            reported: what was told to stop is reported as ended first.
+            reported: stopping generations are reported as ended first.
         """
         for request_id, generation in list(self.generations.items()):
-            if reported and self.book.requests[request_id].stopping:
+            if reported and self.guard.status(request_id) is Status.STOPPING:
                 self.end_generation(request_id, generation.error)
         for request_id in list(self.generations):
             self._lose(request_id)
@@ -200,9 +253,9 @@ class Simulation:
         self._lose(request_id)
         self.do(self.guard.interrupted(self.now, request_id, "out of memory"))
 
-    def squeeze(self) -> None:
-        self.promises.squeezed_at = self.now
-        self.do(self.guard.squeeze(self.now, "out of memory"))
+    def evict_idle(self) -> None:
+        self.promises.out_of_memory_at = self.now
+        self.do(self.guard.evict_idle(self.now, "out of memory"))
 
     def _lose(self, request_id: str) -> None:
         self.durations[request_id] = self.generations.pop(request_id).left
@@ -232,10 +285,13 @@ class Simulation:
     def finish(self, most: int = 10_000) -> None:
         """Drive everything to its end."""
         for _ in range(most):
+            for request_id in list(self.state.early):
+                self.fetched(request_id)
+                self.prepared(request_id)
             if self.guard.quiet and self.job is None:
                 break
             time = self._next_event()
-            assert time is not None, f"stuck: {self.book.jobs} {self.book.requests}"
+            assert time is not None, f"stuck: {self.state.jobs} {self.state.requests}"
             self._pass_time(time)
             self._happen()
         assert self.guard.quiet, "never quiet"
@@ -248,7 +304,7 @@ class Simulation:
         if self.job is not None:
             times.append(self.job_ends)
         elif self.generations:
-            times.append(self.now + min(g.left for g in self.generations.values()))
+            times.append(self.now + min(g.left for g in self.generations.values()) * self._taking)
         if self.back_at is not None:
             times.append(self.back_at)
         deadline = self.guard.next_deadline()
@@ -257,10 +313,18 @@ class Simulation:
             times.append(deadline)
         return min(times, default=None)
 
+    @property
+    def _taking(self) -> int:
+        """How many models take turns."""
+        if not self.turns:
+            return 1
+        return len({generation.model for generation in self.generations.values()}) or 1
+
     def _pass_time(self, time: float) -> None:
         if self.job is None:
+            taking = self._taking
             for generation in self.generations.values():
-                generation.left -= time - self.now
+                generation.left -= (time - self.now) / taking
         self.now = time
 
     def _happen(self) -> None:
@@ -298,7 +362,7 @@ class Simulation:
 
     def _end_job(self, job: Exclusive) -> None:
         if self.job_again:
-            self.squeeze()
+            self.evict_idle()
         self.job, error = None, self.job_error
         left, again = self.job_left, self.job_again
         gone: tuple[str, ...] = ()
@@ -341,7 +405,7 @@ class Simulation:
     def _start(self, action: Start) -> None:
         assert self.job is None and self.back_at is None, "a start while a job runs"
         assert action.model in self.residents
-        assert not any(j.urgent or j.recovers for j in self.book.jobs.values()), "too early"
+        assert not any(j.urgent or j.recovers for j in self.state.jobs.values()), "too early"
         assert action.request_id in self.open and action.request_id not in self.generations
         self.generations[action.request_id] = Generation(
             action.model, self.durations[action.request_id]
@@ -358,14 +422,14 @@ class Simulation:
         if isinstance(job, Load):
             assert job.model not in self.residents
             assert set(job.evict) <= self.residents - busy
-            assert not any(self.book.models[name].pinned for name in job.evict)
+            assert not any(self.state.models[name].pinned for name in job.evict)
         elif isinstance(job, Unload):
             assert job.model in self.residents - busy
-        assert self.book.running is not None
-        if self.book.running.recovers:
+        assert self.state.running is not None
+        if self.state.running.recovers:
             assert isinstance(job, Load) and not job.evict and not job.paused
-        if not self.book.running.urgent:
-            assert not any(other.urgent for other in self.book.jobs.values()), "too early"
+        if not self.state.running.urgent:
+            assert not any(other.urgent for other in self.state.jobs.values()), "too early"
         seconds = self.load_seconds if isinstance(job, Load | Run) else 1.0
         self.job, self.job_ends = job, self.now + seconds
         self.ran.append(Ran(job.job_id, self.now))
@@ -379,16 +443,18 @@ class Simulation:
     # ---- what always holds -------------------------------------------------------------------
 
     def check(self) -> None:
-        guard, book = self.guard, self.book
+        guard, state = self.guard, self.state
         assert guard.may_step == (self.job is None)
-        assert set(book.active) == set(self.generations)
-        assert set(book.requests) == self.open
-        assert set(book.callers) == self.callers
-        assert set(book.residents) == self.residents
+        assert set(state.active) == set(self.generations)
+        assert set(state.requests) == self.open
+        if len(state.requests) <= MANY:
+            self._check_statuses()
+        assert set(state.callers) == self.callers
+        assert set(state.residents) == self.residents
         assert {m.name for m in guard.models() if m.resident} == self.residents
         assert not any(m.forgotten for m in guard.models())
-        assert guard.quiet == (not self.open and not book.jobs and self.job is None)
-        orders = [job.order for job in book.jobs.values()]
+        assert guard.quiet == (not self.open and not state.jobs and self.job is None)
+        orders = [job.place for job in state.jobs.values()]
         assert orders == sorted(orders), "jobs out of order"
         deadline = guard.next_deadline()
         assert deadline is None or deadline >= self.now
@@ -396,10 +462,10 @@ class Simulation:
             assert set(model.active) == {
                 r for r, g in self.generations.items() if g.model == model.name
             }
-            waits = book.find(model.load) is not None
+            waits = state.find(model.load) is not None
             assert model.resident or not model.waiting or waits, "waits for a load that none runs"
         if self.ledger is not None:
-            leaving = book.running.leaving if book.running else ()
+            leaving = state.running.leaving if state.running else ()
             staying = self.ledger._others("", leaving)
             assert self.ledger._used(staying) <= self.ledger.budget_bytes
             assert set(self.ledger._running) == set(self.generations)
@@ -411,6 +477,22 @@ class Simulation:
                 counted = self.ledger.model_bytes(name) > 0
                 assert counted == (name in self.residents | loading)
 
+    def _check_statuses(self) -> None:
+        """Each says where the request is in fact."""
+        state = self.state
+        found: dict[Status, set[str]] = defaultdict(set)
+        for request in state.requests.values():
+            found[request.status].add(request.id)
+        assert state.early.keys() == found[Status.FETCHING] | found[Status.PREPARING]
+        running, paused, stopping = (
+            found[status] for status in (Status.RUNNING, Status.PAUSED, Status.STOPPING)
+        )
+        assert state.active.keys() == running | paused | stopping
+        assert paused == state.paused.keys() - stopping
+        waiting = {name for model in state.models.values() for name in model.waiting}
+        assert waiting == found[Status.WAITING] | found[Status.INTERRUPTED]
+        assert not found[Status.FINISHED]
+
     def _hear(self, event: Event) -> None:
         assert event.time == self.now
         self.events.append(event)
@@ -418,6 +500,15 @@ class Simulation:
 
 
 # ---- for the tests -------------------------------------------------------------------
+
+
+def submit(
+    guard: Guard, now: float, request_id: str, model: str, *, expires: float | None = None
+) -> list[Action]:
+    """A request that has at once all that it takes to start."""
+    guard.submit(now, request_id, model, expires=expires)
+    guard.fetched(request_id)
+    return guard.prepared(now, request_id)
 
 
 def resident(*models: str, **options: object) -> Simulation:
@@ -431,7 +522,7 @@ def resident(*models: str, **options: object) -> Simulation:
 
 
 def outage(sim: Simulation, seconds: float = 5) -> None:
-    """The engine dies, and the next one works after so many seconds."""
+    """The engine dies, and the next one works after `seconds`."""
     sim.die(seconds)
     sim.advance(seconds)
 

@@ -1,4 +1,4 @@
-"""What the guard is told and answers: ends, names and the page about it."""
+"""Inputs and answers of the guard: ends, names and the page about it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 
 from mlx_guarded_llm.errors import BackendClosed, GenerationFailed, InvalidRequest, LoadFailed
 from mlx_guarded_llm.guard import Fail, Guard, Load, Settle, Start, Stop, Timing
-from tests.unit.guard.simulation import Simulation, event, resident
+from tests.unit.guard.simulation import Simulation, event, resident, submit
 
 
 def test_cancel_stops_an_active_generation_once() -> None:
     guard = Guard()
-    guard.submit(0, "r", "a")
+    submit(guard, 0, "r", "a")
     assert guard.tick(0) == []
-    job = guard._book.running
+    job = guard._state.running
     assert job is not None
     assert guard.job_ended(1, job.id) == [Start("r", "a")]
     assert guard.cancel(2, "r") == [Stop("r", None)]
@@ -38,8 +38,8 @@ def test_ids_in_use_are_refused() -> None:
 def test_a_caller_may_use_a_name_like_the_guards_own() -> None:
     guard = Guard()
     guard.ask_run(0, "load-2", "cell")
-    guard.submit(0, "r", "a")  # the request is 1, its load would be load-2
-    assert [job.id for job in guard._book.jobs.values()] == ["load-2+"]
+    submit(guard, 0, "r", "a")  # the request is 1, its load would be load-2
+    assert [job.id for job in guard._state.jobs.values()] == ["load-2+"]
 
 
 def test_close_takes_back_what_waits_and_stops_what_runs() -> None:
@@ -68,7 +68,7 @@ def test_close_takes_back_what_waits_and_stops_what_runs() -> None:
 def test_close_with_an_error_gives_it_to_everybody() -> None:
     guard = Guard()
     guard.ask_run(0, "j", "cell")
-    guard.submit(0, "r", "a")
+    submit(guard, 0, "r", "a")
     error = GenerationFailed("the engine is gone")
     assert guard.close(1, error) == [Fail("r", error)]
     assert guard.job_ended(2, "j", error=error) == [Settle("j", error, ran=True)]
@@ -86,7 +86,7 @@ def test_the_engine_may_report_that_every_model_is_gone() -> None:
     assert [type(action) for action in actions] == [Settle, Load]
     (timing, actions) = sim.guard.ended(sim.now, request, error=error)
     assert timing.paused == 0 and actions == []
-    assert sim.book.models.keys() == {"b"} and waiting in sim.book.requests
+    assert sim.state.models.keys() == {"b"} and waiting in sim.state.requests
 
 
 def test_unknown_ids_change_nothing() -> None:
@@ -143,3 +143,27 @@ def test_the_timeline_of_the_docs() -> None:
         (250, "request.finished", "r5"),
         (420, "request.finished", "r1"),
     ]
+
+
+def test_how_far_a_model_is() -> None:
+    guard = Guard()
+
+    def stages() -> list[str]:
+        return [guard.stage(model) for model in guard.models()]
+
+    submit(guard, 0, "r", "a")
+    guard.tick(0)
+    assert stages() == ["loading"]
+    job = guard._state.running
+    assert job is not None
+    guard.job_ended(1, job.id)
+    submit(guard, 2, "s", "b")
+    assert stages() == ["resident", "deferred"], "r generates"
+    guard.ended(3, "r", cause="stop")
+    assert stages() == ["resident", "loading"]
+    job = guard._state.running
+    assert job is not None
+    guard.job_ended(4, job.id)
+    assert stages() == ["resident", "resident"]
+    guard.ask_unload(5, "u", "b")
+    assert stages() == ["resident", "unloading"]

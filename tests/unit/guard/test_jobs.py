@@ -52,9 +52,9 @@ def test_the_last_request_to_be_cancelled_takes_its_load_along() -> None:
     first, second = sim.submit("b", 5), sim.submit("b", 5)
     unload = sim.ask_unload("b")
     sim.cancel(first)
-    assert len(sim.book.jobs) == 2
+    assert len(sim.state.jobs) == 2
     sim.cancel(second)
-    assert not sim.book.jobs and "b" not in sim.book.models
+    assert not sim.state.jobs and "b" not in sim.state.models
     assert sim.settled[unload] == Settle(unload, None, ran=False)
     assert event(sim, "load.cancelled").cause == "cancelled"
     assert event(sim, "request.failed").cause == "cancelled"
@@ -171,10 +171,10 @@ def test_a_load_behind_an_unload_is_not_needed_when_the_unload_is_taken_back() -
     sim.submit("a", 20)
     unload = sim.ask_unload("a")
     load = sim.ask_load("a", pin=True)
-    assert len(sim.book.jobs) == 2
+    assert len(sim.state.jobs) == 2
     sim.cancel_job(unload)
     assert sim.settled[load] == Settle(load, None, ran=False)
-    assert sim.book.models["a"].pinned
+    assert sim.state.models["a"].pinned
     assert event(sim, "load.cancelled").cause == "resident already"
     sim.finish()
 
@@ -216,7 +216,7 @@ def test_a_running_job_whose_caller_went_goes_on() -> None:
     sim.cancel_job(load)
     sim.finish()
     assert load not in sim.settled and sim.settled[other].ran
-    assert not sim.book.models["a"].pinned  # who wanted the pin has gone
+    assert not sim.state.models["a"].pinned  # who wanted the pin has gone
 
 
 def test_a_pending_job_whose_callers_all_went_is_dropped() -> None:
@@ -225,10 +225,33 @@ def test_a_pending_job_whose_callers_all_went_is_dropped() -> None:
     load, other, run = sim.ask_load("b"), sim.ask_load("b"), sim.ask_run()
     sim.cancel_job(load)
     sim.cancel_job(run)
-    assert [job.kind for job in sim.book.jobs.values()] == ["load"]
+    assert [job.kind for job in sim.state.jobs.values()] == ["load"]
     assert event(sim, "run.cancelled").cause == "cancelled"
     request = sim.submit("b", 1)
     sim.cancel_job(other)
-    assert sim.book.jobs  # the request still wants it
+    assert sim.state.jobs  # the request still wants it
     sim.finish()
     assert sim.ends[request].error is None
+
+
+def test_a_model_is_unpinned_while_it_loads_and_when_it_is_there() -> None:
+    sim = Simulation()
+    sim.ask_load("a", pin=True)
+    sim.unpin("a")
+    sim.finish()
+    assert not sim.state.models["a"].pinned
+    sim.ask_load("a", pin=True)
+    assert sim.state.models["a"].pinned
+    sim.unpin("a")
+    assert sim.state.models["a"].resident and not sim.state.models["a"].pinned
+    sim.unpin("nobody knows it")
+
+
+def test_a_load_that_only_a_pin_wanted_is_dropped_with_it() -> None:
+    sim = Simulation()
+    sim.ask_load("a", pin=True)
+    sim.finish()
+    sim.die()
+    assert [job.model for job in sim.state.jobs.values()] == ["a"]
+    sim.unpin("a")
+    assert not sim.state.jobs and "a" not in sim.state.models

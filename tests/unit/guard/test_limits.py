@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mlx_guarded_llm.errors import QueueFull
-from mlx_guarded_llm.guard import Guard, Unload
+from mlx_guarded_llm.guard import GuardLimits, Unload
 from tests.unit.guard.simulation import Simulation, event, kinds, loads, resident
 
 # ---- keep-alive ----------------------------------------------------------------------
@@ -37,7 +37,7 @@ def test_keep_alive_pauses_nobody_and_spares_the_pinned() -> None:
     sim.submit("c", 100)
     sim.advance(50)
     sim.submit("c", 10)
-    assert not sim.book.jobs
+    assert not sim.state.jobs
     sim.advance(50)
     assert "paused" not in kinds(sim, "request")
     assert isinstance(sim.job, Unload) and sim.job.model == "b" and sim.now == start + 100
@@ -97,7 +97,7 @@ def test_the_queues_are_bounded() -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"(are|is) "):
-        Guard(**options)  # type: ignore[arg-type]
+        GuardLimits(**options)  # type: ignore[arg-type]
 
 
 def test_a_load_that_waits_for_ever_sets_no_deadline() -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from mlx_guarded_llm.errors import GenerationFailed, InvalidRequest, LoadFailed
-from mlx_guarded_llm.guard import Load, LoadDeadline
+from mlx_guarded_llm.guard import Load, LoadDeadline, Status
 from tests.unit.guard.simulation import Footprint, Simulation
 
 MODELS = ("a", "b", "c", "d")
@@ -35,6 +35,7 @@ class Users(RuleBasedStateMachine):
         budget=st.one_of(st.none(), st.integers(9, 16)),
         load_wait=st.sampled_from([0, 1, 7, 40]),
         window=st.sampled_from([0, 1, 5, 20]),
+        batch_wait=st.sampled_from([0, 3, 30]),
         max_active=st.integers(1, 3),
         max_queue=st.sampled_from([2, 1000]),
         keep_alive=st.sampled_from([None, 0, 3, 50]),
@@ -46,6 +47,7 @@ class Users(RuleBasedStateMachine):
         budget: int | None,
         load_wait: int,
         window: int,
+        batch_wait: int,
         max_active: int,
         max_queue: int,
         keep_alive: int | None,
@@ -56,6 +58,7 @@ class Users(RuleBasedStateMachine):
             budget=budget,
             load_wait=load_wait,
             fairness_window=window,
+            batch_wait=batch_wait,
             on_load_deadline=self.deadline,
             max_active=max_active,
             max_queue=max_queue,
@@ -63,13 +66,39 @@ class Users(RuleBasedStateMachine):
             load_seconds=load_seconds,
         )
 
-    @rule(model=models, length=seconds, tokens=st.integers(0, 5))
-    def submit(self, model: str, length: int, tokens: int) -> None:
-        self.sim.submit(model, length, tokens=tokens)
+    @rule(model=models, length=seconds, tokens=st.integers(0, 5), batch=st.booleans())
+    def submit(self, model: str, length: int, tokens: int, batch: bool) -> None:
+        self.sim.submit(model, length, tokens=tokens, batch=batch)
 
     @rule(model=models, length=seconds, timeout=st.integers(0, 40))
     def submit_with_timeout(self, model: str, length: int, timeout: int) -> None:
         self.sim.submit(model, length, timeout=timeout)
+
+    @rule(model=models, length=seconds, tokens=st.integers(0, 5), timeout=st.integers(0, 40))
+    def ask(self, model: str, length: int, tokens: int, timeout: int) -> None:
+        self.sim.ask(model, length, tokens=tokens, timeout=timeout)
+
+    @precondition(lambda self: self.sim.state.early)
+    @rule(data=st.data())
+    def fetched(self, data: st.DataObject) -> None:
+        self.sim.fetched(data.draw(st.sampled_from(sorted(self.sim.state.early))))
+
+    @precondition(lambda self: self.sim.state.early and self.sim.back_at is None)
+    @rule(data=st.data())
+    def prepared(self, data: st.DataObject) -> None:
+        self.sim.prepared(data.draw(st.sampled_from(sorted(self.sim.state.early))))
+
+    @precondition(lambda self: self.sim.state.early)
+    @rule(data=st.data())
+    def answered(self, data: st.DataObject) -> None:
+        """Of one that is being prepared; nothing happens to any other."""
+        name = data.draw(st.sampled_from(sorted(self.sim.open)))
+        was = self.sim.guard.status(name)
+        self.sim.guard.answered(name)
+        if was is Status.PREPARING:
+            self.sim.open.remove(name)
+        else:
+            assert self.sim.guard.status(name) is was
 
     @precondition(lambda self: self.sim.open)
     @rule(data=st.data())
@@ -82,6 +111,10 @@ class Users(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         self.sim.cancel(data.draw(st.sampled_from(sorted(self.sim.open))))
+
+    @rule(model=models)
+    def unpin(self, model: str) -> None:
+        self.sim.unpin(model)
 
     @rule(model=models, pin=st.booleans())
     def ask_load(self, model: str, pin: bool) -> None:
@@ -116,8 +149,8 @@ class Users(RuleBasedStateMachine):
     def job_fails(self, done: bool) -> None:
         """The running job will fail, with its evictions done or none of them."""
         self.sim.job_error = LoadFailed("bad weights")
-        assert self.sim.book.running is not None
-        self.sim.job_left = self.sim.book.running.leaving if done else ()
+        assert self.sim.state.running is not None
+        self.sim.job_left = self.sim.state.running.leaving if done else ()
 
     @precondition(lambda self: isinstance(self.sim.job, Load))
     @rule(done=st.booleans())
@@ -135,13 +168,13 @@ class Users(RuleBasedStateMachine):
         self.sim.interrupt(data.draw(st.sampled_from(sorted(self.sim.generations))))
 
     @rule()
-    def squeeze(self) -> None:
-        self.sim.squeeze()
+    def evict_idle(self) -> None:
+        self.sim.evict_idle()
 
     @precondition(lambda self: self.sim.generations)
     @rule(data=st.data())
     def out_of_memory(self, data: st.DataObject) -> None:
-        self.sim.squeeze()
+        self.sim.evict_idle()
         if self.sim.generations:
             self.sim.interrupt(data.draw(st.sampled_from(sorted(self.sim.generations))))
 
@@ -150,7 +183,15 @@ class Users(RuleBasedStateMachine):
     def refuse(self, model: str) -> None:
         error = LoadFailed("it was at work in too many deaths")
         self.sim.do(self.sim.guard.refuse(self.sim.now, model, error))
-        assert model not in self.sim.book.models
+        assert model not in self.sim.state.models
+        assert model not in {request.model for request in self.sim.state.requests.values()}
+
+    @precondition(lambda self: self.sim.back_at is not None)
+    @rule()
+    def end_all(self) -> None:
+        error = LoadFailed("no engine works for long")
+        self.sim.do(self.sim.guard.end_all(self.sim.now, error))
+        assert self.sim.guard.quiet
 
     @precondition(lambda self: self.sim.generations)
     @rule(data=st.data())
@@ -171,6 +212,9 @@ class Users(RuleBasedStateMachine):
         sim.do(sim.guard.cancel_job(sim.now, "nobody"))
         sim.do(sim.guard.tick(sim.now))
         sim.guard.first_token(sim.now, "nobody")
+        sim.guard.fetched("nobody")
+        sim.guard.answered("nobody")
+        sim.do(sim.guard.prepared(sim.now, "nobody"))
 
     @precondition(lambda self: not self.closed)
     @rule(really=st.integers(0, 9))
@@ -178,7 +222,7 @@ class Users(RuleBasedStateMachine):
         if really == 0:
             self.closed = True
             self.sim.close()
-            assert not self.sim.book.jobs
+            assert not self.sim.state.jobs
 
     @invariant()
     def holds(self) -> None:

@@ -83,10 +83,10 @@ def test_after_close_nothing_is_loaded_again() -> None:
     load = sim.ask_load("b")
     assert isinstance(sim.job, Load)
     sim.close()
-    sim.squeeze()
+    sim.evict_idle()
     sim.die(5, reported=False)
     assert isinstance(sim.ends[request].error, BackendClosed)
     assert isinstance(sim.settled[load].error, EngineDied)
-    assert sim.guard.quiet and not sim.book.models
+    assert sim.guard.quiet and not sim.state.models
     sim.finish()
     assert loads(sim) == ["a", "b"]

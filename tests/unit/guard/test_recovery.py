@@ -5,7 +5,16 @@ from __future__ import annotations
 from mlx_guarded_llm.errors import LoadFailed, MemoryRefused, RequestTimeout
 from mlx_guarded_llm.guard import Fail, Guard, Load, Start, Timing
 from mlx_guarded_llm.record.events import Event
-from tests.unit.guard.simulation import Footprint, Simulation, event, kinds, loads, outage, resident
+from tests.unit.guard.simulation import (
+    Footprint,
+    Simulation,
+    event,
+    kinds,
+    loads,
+    outage,
+    resident,
+    submit,
+)
 
 # ---- a request that was cut off ------------------------------------------------------
 
@@ -27,9 +36,9 @@ def test_a_crash_costs_an_outage_and_a_load() -> None:
 def test_the_record_says_how_many_tokens_it_has() -> None:
     record: list[Event] = []
     guard = Guard(emit=record.append)
-    guard.submit(0, "r1", "a")
+    submit(guard, 0, "r1", "a")
     guard.job_ended(1, "load-1")
-    guard.submit(2, "r2", "a")
+    submit(guard, 2, "r2", "a")
     guard.lost(3, "SIGABRT", emitted={"r1": 57})
     told = {e.request_id: e.details for e in record if e.kind == "request.interrupted"}
     assert told == {"r1": {"emitted": 57}, "r2": {}}
@@ -93,7 +102,7 @@ def test_cut_off_requests_go_on_in_their_old_order_and_before_all_others() -> No
     sim.advance(10)
     sim.die(5)
     new = sim.submit("a", 50)
-    assert list(sim.book.models["a"].waiting) == [first, second, waiting, new]
+    assert list(sim.state.models["a"].waiting) == [first, second, waiting, new]
     sim.finish()
     starts = [e.request_id for e in sim.events if e.kind == "request.started"]
     assert starts == [first, second, first, second, waiting, new]
@@ -148,7 +157,7 @@ def test_it_may_end_while_it_waits_to_go_on() -> None:
 def test_the_actions_after_a_crash() -> None:
     """What an owner sees, word for word."""
     guard = Guard()
-    assert guard.submit(0, "r", "a") == [Load("load-1", "a")]
+    assert submit(guard, 0, "r", "a") == [Load("load-1", "a")]
     assert guard.job_ended(1, "load-1") == [Start("r", "a")]
     assert guard.lost(2, "SIGABRT") == []
     assert guard.tick(3) == []
@@ -196,7 +205,7 @@ def test_a_pinned_model_is_pinned_again() -> None:
     outage(sim)
     sim.finish()
     assert loads(sim) == ["a", "a"]
-    assert sim.book.models["a"].pinned
+    assert sim.state.models["a"].pinned
     sim.ask_unload("a")
     sim.finish()
     outage(sim)
@@ -210,10 +219,10 @@ def test_a_pinned_model_that_does_not_come_back_harms_nobody() -> None:
     outage(sim)
     sim.job_error = LoadFailed("gone from the disk")
     sim.finish()
-    assert not sim.book.models
-    assert sim.submit("a", 5) in sim.book.requests
+    assert not sim.state.models
+    assert sim.submit("a", 5) in sim.state.requests
     sim.finish()
-    assert not sim.book.models["a"].pinned
+    assert not sim.state.models["a"].pinned
 
 
 def test_a_pinned_model_comes_back_although_its_last_request_is_cancelled() -> None:
@@ -227,7 +236,7 @@ def test_a_pinned_model_comes_back_although_its_last_request_is_cancelled() -> N
     caller = sim.ask_load("a")
     sim.cancel_job(caller)
     sim.finish()
-    assert sim.book.models["a"].pinned
+    assert sim.state.models["a"].pinned
 
 
 def test_a_model_comes_back_for_its_weights_alone_and_its_queue_waits_as_before() -> None:

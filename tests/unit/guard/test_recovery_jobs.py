@@ -15,7 +15,7 @@ def test_a_load_that_was_cut_off_is_tried_again_for_all_who_wait() -> None:
     sim.advance(24)
     assert isinstance(sim.job, Load)
     sim.die(5)
-    assert sim.book.jobs[sim.book.models["b"].load or ""].asked_at == sim.now - 24
+    assert sim.state.jobs[sim.state.models["b"].load or ""].asked_at == sim.now - 24
     assert event(sim, "load.interrupted").cause == "SIGABRT"
     sim.finish()
     assert sim.settled[caller].ran and sim.settled[caller].error is None

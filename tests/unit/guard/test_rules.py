@@ -99,7 +99,7 @@ def test_newcomers_pass_a_deferred_load_for_the_window_only() -> None:
     sim.advance(1)
     late = sim.submit("a", 1)
     assert late not in sim.generations
-    job = sim.book.head()
+    job = sim.state.head()
     assert job is not None
     assert event(sim, "request.queued", request_id=late).waiting_for == ((job.id, "b"),)
     sim.finish()

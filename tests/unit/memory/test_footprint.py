@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ LLAMA_70B = {
 
 
 def _footprint(tmp_path: Path, config: dict[str, Any], **options: Any) -> Footprint:
-    folder = make_folder(tmp_path / "model", config)
-    return predict(verify(folder_spec(folder, **options), folder))
+    folder = make_folder(tmp_path / "model")
+    return predict(replace(verify(folder_spec(folder, **options), folder), config=config))
 
 
 def test_a_70b_model(tmp_path: Path) -> None:
@@ -52,9 +53,9 @@ def test_a_quantised_cache_has_scales_and_biases(tmp_path: Path) -> None:
 
 
 def test_float32_norms_double_the_cache(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model", LLAMA_70B)
-    write_safetensors(folder / "model.safetensors", {"model.norm.weight": ("F32", (8,))})
-    footprint = predict(verify(folder_spec(folder), folder))
+    folder = make_folder(tmp_path / "model")
+    write_safetensors(folder / "model.safetensors", {"model.norm.weight": ("F32", (4,))})
+    footprint = predict(replace(verify(folder_spec(folder), folder), config=LLAMA_70B))
     assert footprint.kv_bytes_per_token == 2 * 80 * 8 * 128 * 4
 
 

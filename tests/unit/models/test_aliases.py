@@ -86,8 +86,8 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         ('[mine]\nmodel = "a/b"\nkv_bits = 3', "2, 4, 8 or None"),
         ('[mine]\nmodel = "a/b"\nkv_bits = true', "2, 4, 8 or None"),
         ('[mine]\nmodel = "a/b"\nkv_group_size = 65', "32, 64 or 128"),
-        ('[mine]\nmodel = "a/b"\ncontext_window = 0', "positive integer"),
-        ('[mine]\nmodel = "a/b"\ncontext_window = 1.5', "positive integer"),
+        ('[mine]\nmodel = "a/b"\ncontext_window = 0', "an integer, 1 to"),
+        ('[mine]\nmodel = "a/b"\ncontext_window = 1.5', "an integer, 1 to"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, toml: str, message: str) -> None:

@@ -121,5 +121,6 @@ def test_without_mlx_lm_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     architectures.mlx_lm_folder.cache_clear()
     architectures._known_types.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.path", [])
     with pytest.raises(ModelUnsupported, match="not installed"):
         check_supported({"model_type": "llama"})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mlx_guarded_llm.errors import InvalidRequest
 from mlx_guarded_llm.models import ModelFiles
 from mlx_guarded_llm.models import catalog as catalog_module
 from mlx_guarded_llm.models.card import make_card
+from mlx_guarded_llm.models.chat import DEEPSEEK_CALLS, DSML_CALLS, SEED_CALLS
 from mlx_guarded_llm.testing.tiny import make_tiny_embedder, make_tiny_model
 
 
@@ -40,6 +42,7 @@ def test_a_chat_model(catalog: Catalog, tmp_path: Path) -> None:
         thinking=False,
         fingerprint=catalog.ensure(catalog.resolve(str(folder))).fingerprint,
         revision="",
+        weight_bytes=catalog.ensure(catalog.resolve(str(folder))).weight_bytes,
     )
 
 
@@ -56,6 +59,28 @@ def test_what_it_can_do(
 ) -> None:
     card = card_of(catalog, make_tiny_model(tmp_path / "m", **options))
     assert {name: getattr(card, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("marker", [DEEPSEEK_CALLS, *DSML_CALLS, SEED_CALLS])
+def test_formats_that_mlx_lm_does_not_know(catalog: Catalog, tmp_path: Path, marker: str) -> None:
+    template = "{{ tools }}{{ messages }}" + marker
+    assert card_of(catalog, make_tiny_model(tmp_path / "m", chat_template=template)).native_tools
+    unseen = make_tiny_model(tmp_path / "unseen", chat_template=f"{{{{ messages }}}}{marker}")
+    assert not card_of(catalog, unseen).native_tools
+
+
+def test_thinking_that_mlx_lm_does_not_know(catalog: Catalog, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "m")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    entry, first = tokenizer["added_tokens"][0], len(tokenizer["model"]["vocab"]) + 3
+    for i, marker in enumerate(("[THINK]", "[/THINK]")):
+        assert not card_of(catalog, folder).thinking
+        tokenizer["added_tokens"].append({**entry, "content": marker, "id": first + i})
+        file.write_text(json.dumps(tokenizer))
+    assert card_of(catalog, folder).thinking
+    words = make_tiny_model(tmp_path / "words", chat_template="{{ messages }}<think>")
+    assert card_of(catalog, words).thinking
 
 
 def test_an_embedding_model(catalog: Catalog, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from mlx_guarded_llm.errors import (
     ModelUnsupported,
     PullFailed,
 )
-from mlx_guarded_llm.models import Catalog, ModelFiles, embedded, hub, locks
+from mlx_guarded_llm.models import Alias, Catalog, ModelFiles, builtin, hub, locks
+from mlx_guarded_llm.models.catalog import is_folder
 from mlx_guarded_llm.testing.tiny import make_tiny_embedder, make_tiny_model
 from tests.unit.models.folders import make_folder
 
@@ -38,7 +39,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 def test_an_alias_then_a_folder_then_a_repository(catalog: Catalog, tmp_path: Path) -> None:
     make_folder(tmp_path / "org" / "here")
     assert catalog.resolve("phi3-mini").location == "mlx-community/Phi-3-mini-4k-instruct-4bit"
-    assert catalog.resolve("smollm2-135m").kind == "embedded"
+    assert catalog.resolve("smollm2-135m").kind == "builtin"
     assert catalog.resolve("org/here").location == str(tmp_path / "org" / "here")
     assert catalog.resolve("~/org/here").location == str(tmp_path / "org" / "here")
     assert catalog.resolve("org/elsewhere").kind == "hub"
@@ -49,7 +50,7 @@ def test_options_override_the_alias(catalog: Catalog, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text('[mine]\nmodel = "org/repo"\nkv_bits = 4\nrevision = "a"')
     spec = Catalog(aliases_file=file).resolve("mine", revision="b", kv_bits=None)
-    assert (spec.name, spec.revision, spec.kv_bits) == ("mine", "b", None)
+    assert (spec.name, spec.revision, spec.kv_bits) == ("mine", "b", 4), "None says nothing"
 
 
 def test_the_task_is_what_the_model_is_for_unless_somebody_says(
@@ -181,6 +182,21 @@ def test_a_folder_that_went_away_is_not_found(catalog: Catalog, tmp_path: Path) 
         catalog.ensure(spec)
 
 
+def test_where_the_working_folder_is_gone(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goner = tmp_path / "goner"
+    goner.mkdir()
+    monkeypatch.chdir(goner)
+    goner.rmdir()
+    assert catalog.resolve("org/repo").kind == "hub"
+    assert catalog.resolve("smollm2-135m").kind == "builtin"
+    assert not is_folder("org/repo[kv_bits=8]")
+    for name in ("./org/repo", "x"):
+        with pytest.raises(InvalidRequest, match="working folder has been removed"):
+            catalog.resolve(name)
+
+
 def test_a_users_folder_is_never_removed(catalog: Catalog, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     with pytest.raises(InvalidRequest, match="your own"):
@@ -199,9 +215,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def make(name: str, cache_dir: Path, *, progress: Any = None) -> Path:
         calls.append(name)
         time.sleep(0.1)
-        return make_folder(embedded.folder(name, cache_dir))
+        return make_folder(builtin.folder(name, cache_dir))
 
-    monkeypatch.setattr(embedded, "make", make)
+    monkeypatch.setattr(builtin, "make", make)
     return calls
 
 
@@ -230,16 +246,17 @@ def test_concurrent_threads_fetch_once(catalog: Catalog, made: list[str]) -> Non
 PROCESS = """
 import sys, time
 from pathlib import Path
-from mlx_guarded_llm.models import Catalog, embedded
+from mlx_guarded_llm.models import builtin
+from mlx_guarded_llm.models import Catalog
 from tests.unit.models.folders import make_folder
 
 def make(name, cache_dir, *, progress=None):
     with open(cache_dir / "calls", "a") as file:
         file.write(name + "\\n")
     time.sleep(0.3)
-    return make_folder(embedded.folder(name, cache_dir))
+    return make_folder(builtin.folder(name, cache_dir))
 
-embedded.make = make
+builtin.make = make
 catalog = Catalog(cache_dir=Path(sys.argv[1]))
 print(catalog.ensure(catalog.resolve("smollm2-135m")).fingerprint)
 """
@@ -254,7 +271,7 @@ def test_concurrent_processes_fetch_once(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text().splitlines() == ["smollm2-135m"]
 
 
-def test_a_broken_embedded_model_is_made_again(catalog: Catalog, made: list[str]) -> None:
+def test_a_broken_builtin_model_is_made_again(catalog: Catalog, made: list[str]) -> None:
     spec = catalog.resolve("smollm2-135m")
     files = catalog.ensure(spec)
     (files.path / "model.safetensors").unlink()
@@ -282,7 +299,7 @@ def test_the_wait_for_another_fetch_is_bounded(
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_WAIT", 0.05)
     with (
-        locks.fetch_lock(catalog.cache_dir, "embedded:smollm2-135m@None", "x"),
+        locks.fetch_lock(catalog.cache_dir, "builtin:smollm2-135m@None", "x"),
         pytest.raises(PullFailed, match="locked by another fetch"),
     ):
         catalog.ensure(catalog.resolve("smollm2-135m"))
@@ -322,11 +339,11 @@ def test_what_a_progress_callback_raises_ends_the_call(
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "make", make)
+    monkeypatch.setattr(builtin, "make", make)
     with pytest.raises(KeyboardInterrupt):
         catalog.ensure(catalog.resolve("smollm2-135m"), progress=stop)
     monkeypatch.setattr(locks, "LOCK_WAIT", 0.05)
-    with locks.fetch_lock(catalog.cache_dir, "embedded:smollm2-135m@None", "x"):
+    with locks.fetch_lock(catalog.cache_dir, "builtin:smollm2-135m@None", "x"):
         pass  # the lock was given back
 
 
@@ -346,3 +363,12 @@ def test_models_on_disk_are_listed_and_removed(
     assert catalog.remove("smollm2-135m") == size > 0
     assert catalog.remove("smollm2-135m") == 0
     assert catalog.find(catalog.resolve("smollm2-135m")) is None
+
+
+def test_aliases_of_the_caller_replace_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[a]\nmodel = "org/file"\n[b]\nmodel = "org/file"\n')
+    catalog = Catalog(aliases_file=file, aliases={"a": Alias(model="org/caller", kv_bits=8)})
+    assert catalog.resolve("a").location == "org/caller"
+    assert catalog.resolve("a").kv_bits == 8
+    assert catalog.resolve("b").location == "org/file"

@@ -10,6 +10,7 @@ import pytest
 from mlx_guarded_llm.errors import ModelUnsupported
 from mlx_guarded_llm.models import ModelSpec, encoders, verify
 from mlx_guarded_llm.models.encoders import check_encoder, encoder_window, pooling
+from mlx_guarded_llm.models.files import UnreadableFile
 from mlx_guarded_llm.testing.tiny import make_tiny_embedder, make_tiny_model
 
 BERT: dict[str, Any] = {"model_type": "bert"}
@@ -45,12 +46,17 @@ def test_unsupported_types_are_told_what_to_do(tmp_path: Path, kind: str) -> Non
         ({"pooling_mode_lasttoken": True}, "lasttoken"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean+max"),
         ({}, None),
-        ([], None),
     ],
 )
 def test_pooling(tmp_path: Path, settings: object, mode: str | None) -> None:
     write(tmp_path, "1_Pooling/config.json", settings)
     assert pooling(tmp_path) == mode
+
+
+def test_a_pooling_that_cannot_be_read_is_no_default(tmp_path: Path) -> None:
+    write(tmp_path, "1_Pooling/config.json", [])
+    with pytest.raises(UnreadableFile, match="not a JSON object"):
+        pooling(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +83,11 @@ def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
         check_encoder(config, tmp_path)
 
 
-def test_the_window_is_what_tokenizer_and_positions_leave(tmp_path: Path) -> None:
-    assert encoder_window(BERT, tmp_path, 512) == 512
-    assert encoder_window({"model_type": "xlm-roberta", "pad_token_id": 1}, tmp_path, 514) == 512
-    write(tmp_path, "tokenizer_config.json", {"model_max_length": 256})
-    assert encoder_window(BERT, tmp_path, 512) == 256
-    write(tmp_path, "tokenizer_config.json", {"model_max_length": 10**30})
-    assert encoder_window(BERT, tmp_path, 512) == 512
+def test_the_window_is_what_tokenizer_and_positions_leave() -> None:
+    assert encoder_window(BERT, {}, 512) == 512
+    assert encoder_window({"model_type": "xlm-roberta", "pad_token_id": 1}, {}, 514) == 512
+    assert encoder_window(BERT, {"model_max_length": 256}, 512) == 256
+    assert encoder_window(BERT, {"model_max_length": 10**30}, 512) == 512
 
 
 def test_a_folder_is_checked_for_its_task(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_an_empty_folder_may_be_there(source: Path, tmp_path: Path, converter: A
         (Finished(1, "ValueError: odd"), "ValueError: odd"),
         (Finished(-9, ""), "killed by SIGKILL"),
         (Finished(-99, ""), "killed by signal 99"),
+        (Finished(1, "ImportError: libmlx.so: no such file"), r"libmlx.so.*\[cpu\]"),
         (TimeoutError(), "took more than"),
         (OSError(8, "Exec format error"), "could not be imported"),
     ],

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlx_guarded_llm.errors import ModelError, ModelInvalid, ModelUnsupported
+from mlx_guarded_llm.errors import InvalidRequest, ModelError, ModelInvalid, ModelUnsupported
 from mlx_guarded_llm.models import Progress, verify
-from mlx_guarded_llm.models.verify import DEFAULT_CONTEXT_WINDOW
+from mlx_guarded_llm.models.config import DEFAULT_CONTEXT_WINDOW
 from tests.unit.models.folders import (
     CONFIG,
     folder_spec,
@@ -205,7 +205,9 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 def test_every_part_of_a_large_file_is_sampled(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "large")
-    file = write_safetensors(folder / "model.safetensors", {"w": ("F32", (256, 1024))})
+    file = write_safetensors(
+        folder / "model.safetensors", {"w": ("F32", (1024, 256)), "n": ("F32", (4,))}
+    )
     before = verify(folder_spec(folder), folder).fingerprint
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -236,6 +238,24 @@ def test_the_context_window_is_found(tmp_path: Path, config: dict[str, Any], win
     folder = make_folder(tmp_path / "model", {"model_type": "llama", **config})
     assert verify(folder_spec(folder), folder).context_window == window
     assert verify(folder_spec(folder, context_window=9), folder).context_window == 9
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"max_position_embeddings": 100}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, 400),
+        ({}, 10**6),  # it says nothing
+    ],
+)
+def test_no_window_is_wider_than_the_model(
+    tmp_path: Path, config: dict[str, Any], most: int
+) -> None:
+    folder = make_folder(tmp_path / "model", {"model_type": "llama", **config})
+    assert verify(folder_spec(folder, context_window=most), folder).context_window == most
+    if config:
+        with pytest.raises(InvalidRequest, match=f"{most + 1} is more than the {most}"):
+            verify(folder_spec(folder, context_window=most + 1), folder)
 
 
 def test_the_tokenizers_window_is_second_best(tmp_path: Path) -> None:

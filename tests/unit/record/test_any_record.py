@@ -68,7 +68,7 @@ def test_every_view_stands(record: list[Event]) -> None:
     with console.capture() as capture:
         console.print(render_text(chart))
     assert all(len(text) <= 60 for text in capture.get().splitlines())
-    for request_id in chart.lives.requests:
+    for request_id in chart.histories.requests:
         assert explain(record, request_id).startswith(f"Request {request_id} asked for")
     for event in record:
         assert line(event)

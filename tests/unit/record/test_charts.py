@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from mlx_guarded_llm.record import Event, render_text, timeline
-from mlx_guarded_llm.record.axis import tick_label, ticks
+from mlx_guarded_llm.record.chart import tick_label, ticks
+from mlx_guarded_llm.record.chart_svg import render_svg
 
-from .incidents import BIG, PHI, at, crash, crowd, incident
+from .incidents import BIG, PHI, ZERO, at, crash, crowd, incident
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -112,6 +113,34 @@ def test_the_incident_as_a_picture() -> None:
     assert "currentColor" in (svg.get("fill") or "")  # the page's own, dark or light
 
 
+@pytest.mark.parametrize("width", [240, 358, 960, 1400])
+def test_a_live_picture(width: int) -> None:
+    svg = ET.fromstring(render_svg(timeline(incident()), width=width, live=True))
+    assert svg.get("width") == str(width)
+    assert "style" not in {name for element in svg.iter() for name in element.attrib}
+    assert {rect.get("data-request") for rect in svg.iter(f"{SVG}rect")} >= {"r1", "r2"}
+    labels = [text.text or "" for text in svg.iter(f"{SVG}text")]
+    assert "now" in labels and any(label.startswith("\N{MINUS SIGN}") for label in labels)
+    height = float(svg.get("height", "0"))
+    for rect in svg.iter(f"{SVG}rect"):
+        assert float(rect.get("x", "0")) + float(rect.get("width", "0")) <= width
+        assert float(rect.get("y", "0")) + float(rect.get("height", "0")) <= height
+    titles = [title.text or "" for title in svg.iter(f"{SVG}title")]
+    assert any(title.startswith(f"load of {PHI}: loading for 2.50 s, begun ") for title in titles)
+
+
+def test_a_live_picture_of_a_crowd_is_cut_off_and_one_of_nothing_has_an_axis() -> None:
+    events = [at(0, "request.started", PHI, f"r{n}") for n in range(50)]
+    failed = [at(1, "request.failed", PHI, f"r{n}", cause="no") for n in range(50)]
+    picture = render_svg(timeline([*events, *failed]), live=True)
+    assert "and 38 more at once" in picture
+    assert len(picture) < len(render_svg(timeline([*events, *failed]))) / 2
+    nothing = timeline([], since=ZERO, until=ZERO + 60)
+    assert "now" in [
+        t.text for t in ET.fromstring(render_svg(nothing, live=True)).iter(f"{SVG}text")
+    ]
+
+
 def test_names_cannot_break_out_of_the_picture() -> None:
     evil = "<script>alert('x')</script>&\""
     events = [
@@ -122,10 +151,10 @@ def test_names_cannot_break_out_of_the_picture() -> None:
         at(4, "request.failed", evil, evil, cause=evil),
         at(5, "engine.failed", cause=evil),
     ]
-    html = timeline(events)._repr_html_()
-    assert "<script" not in html
-    svg = ET.fromstring(html)
-    assert any(evil in (text.text or "") for text in svg.iter(f"{SVG}title"))
+    for html in (timeline(events)._repr_html_(), render_svg(timeline(events), live=True)):
+        assert "<script" not in html
+        svg = ET.fromstring(html)
+        assert any(evil in (text.text or "") for text in svg.iter(f"{SVG}title"))
 
 
 def test_control_characters_cannot_break_the_picture() -> None:

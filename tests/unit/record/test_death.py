@@ -7,10 +7,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from mlx_guarded_llm.logs import NAME as LOGGER
 from mlx_guarded_llm.record import Event, explain, overlaps, timeline, to_perfetto
+from mlx_guarded_llm.record.chart_text import plain_text
 from mlx_guarded_llm.record.events import Kind
-from mlx_guarded_llm.record.log import LOGGER, Record, line
-from mlx_guarded_llm.record.text import plain_text
+from mlx_guarded_llm.record.log import Record, line
 
 from .incidents import BIG, DIED, PHI, ZERO, at, death, incident
 from .test_perfetto import check

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_guarded_llm.errors import InvalidRequest
-from mlx_guarded_llm.record import explain
+from mlx_guarded_llm.record import Event, explain
 
 from .incidents import BIG, PHI, at, crowd, incident
 
@@ -134,6 +134,18 @@ def test_an_unknown_request() -> None:
     assert "dropped" in caught.value.hint
 
 
+def test_each_attempt_of_a_call() -> None:
+    attempts = [
+        Event("request.queued", 0.0, PHI, "call"),
+        Event("request.failed", 1.0, PHI, "call", cause="EngineDied"),
+        Event("request.queued", 2.0, PHI, "call.2"),
+        Event("request.queued", 3.0, PHI, "call.other"),
+    ]
+    told = explain(attempts, "call")
+    heads = [story.splitlines()[0] for story in told.split("\n\n")]
+    assert heads == [f"Request call asked for {PHI}.", f"Request call.2 asked for {PHI}."]
+
+
 def test_a_job_deferred_twice() -> None:
     events = [
         at(0, "load.queued", BIG, "r1", job="j1"),
@@ -146,7 +158,8 @@ def test_a_job_deferred_twice() -> None:
     ]
     story = explain(events, "r2")
     assert f"at 0.00 s  the load was deferred behind the load of {BIG}" in story
-    assert "at 4.00 s  the load was still deferred for want of memory behind r9 (qwen)" in story
+    deferred = "at 4.00 s  the load was still deferred behind r9 (qwen)"
+    assert f"{deferred} because memory was short" in story
 
 
 def test_making_room() -> None:

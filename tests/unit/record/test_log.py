@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 
 import pytest
 
+from mlx_guarded_llm.logs import NAME as LOGGER
 from mlx_guarded_llm.record import Event, Record
-from mlx_guarded_llm.record.log import LOGGER
 
 from .incidents import BIG, PHI, at, crowd, incident
 
@@ -28,6 +29,41 @@ def test_drops_the_oldest_and_counts_them() -> None:
         record.append(at(time, "request.queued", PHI, f"r{time}"))
     assert [event.request_id for event in record.events()] == ["r2", "r3", "r4"]
     assert record.dropped == 2
+
+
+def test_a_full_record_is_no_work_for_the_garbage_collector() -> None:
+    record = Record()
+    for number in range(1000):
+        waits = ((f"r{number}", "/models/a"),)
+        details = {"bytes": number, "seconds": number / 7, "kind": f"k{number}"}
+        record.append(Event("load.deferred", 1.0, "/b", None, "j", "", waits, details))
+    for _ in range(3):  # each pass lets go of one more level of tuples
+        gc.collect()
+    assert not [kept for kept in record._events if gc.is_tracked(kept)]
+    last = record.events()[-1]
+    assert last.details == {"bytes": 999, "seconds": 999 / 7, "kind": "k999"}
+    assert last.waiting_for == (("r999", "/models/a"),)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_the_latest_come_oldest_first(count: int) -> None:
+    record = Record(maxlen=3)
+    assert record.latest(count) == ()
+    for time in range(5):
+        record.append(at(time, "request.queued", PHI, f"r{time}"))
+    kept = record.events()
+    assert record.latest(count) == kept[len(kept) - min(count, 3) :]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_the_latest_first_are_the_latest_turned_round(count: int) -> None:
+    record = Record(maxlen=3)
+    for time in range(5):
+        record.append(at(time, "request.queued", PHI, f"r{time}"))
+    found = record.latest_first(count)
+    record.append(at(5, "request.queued", PHI, "r5"))  # too late to be among them
+    expected = ["r4", "r3", "r2"][:count]
+    assert [event.request_id for event in found] == expected
 
 
 def test_threads_may_append_and_read_at_once() -> None:
@@ -181,3 +217,32 @@ def test_costs_no_words_when_logging_is_off(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_library_prints_nothing_by_itself() -> None:
     handlers = logging.getLogger(LOGGER).handlers
     assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+def test_what_is_new_is_read_by_position() -> None:
+    record = Record(maxlen=3)
+    assert record.since(0) == ((), 0)
+    events = [at(time, "request.queued", PHI, f"r{time}") for time in range(5)]
+    record.append(events[0])
+    record.append(events[1])
+    new, position = record.since(0)
+    assert (list(new), position) == (events[:2], 2)
+    assert record.since(position) == ((), 2)
+    for event in events[2:]:
+        record.append(event)
+    assert record.since(position) == (tuple(events[2:]), 5)
+    assert record.since(0) == (tuple(events[2:]), 5)  # the first two were dropped
+    assert record.since(99) == ((), 5)
+    assert record.since(-2) == (tuple(events[3:]), 5)
+    assert record.since(-99) == (tuple(events[2:]), 5)
+
+
+def test_a_follower_is_called_until_it_leaves() -> None:
+    record = Record()
+    seen = []
+    leave = record.follow(lambda: seen.append(record.since(0)[1]))
+    record.append(at(1, "request.queued", PHI, "r"))
+    record.append(at(2, "request.queued", PHI, "s"))
+    leave()
+    record.append(at(3, "request.queued", PHI, "t"))
+    assert seen == [1, 2]

@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_guarded_llm.record import to_perfetto, write_perfetto
+import pytest
+
+from mlx_guarded_llm.errors import InvalidRequest
+from mlx_guarded_llm.record import (
+    Event,
+    read_perfetto,
+    timeline,
+    to_perfetto,
+    write_perfetto,
+)
 
 from .incidents import BIG, PHI, at, crash, crowd, incident
 
@@ -128,3 +137,43 @@ def test_no_events() -> None:
 def test_writes_a_file(tmp_path: Path) -> None:
     path = write_perfetto(incident(), tmp_path / "trace.json")
     assert json.loads(path.read_text()) == to_perfetto(incident())
+
+
+@pytest.mark.parametrize("events", [incident(), crash(), crowd(), []])
+def test_what_is_read_is_what_was_written(events: list[Event], tmp_path: Path) -> None:
+    found = read_perfetto(write_perfetto(events, tmp_path / "trace.json"))
+    assert timeline(found) == timeline(events)
+    assert [event[:-1] for event in found] == [event[:-1] for event in events]  # but details
+
+
+def test_details_that_json_does_not_know_become_text(tmp_path: Path) -> None:
+    event = at(0, "load.finished", PHI, path=Path("/m"), seconds=float("nan"), evict=(BIG,))
+    (found,) = read_perfetto(write_perfetto([event], tmp_path / "trace.json"))
+    assert found.details == {"path": "/m", "seconds": "nan", "evict": [BIG]}
+
+
+def rewritten(path: Path, **fields: Any) -> Path:
+    """A trace whose first event has other fields."""
+    trace = json.loads(write_perfetto(incident(), path).read_text())
+    (events,) = (value for value in trace["otherData"].values() if isinstance(value, list))
+    events[0].update(fields)
+    path.write_text(json.dumps(trace))
+    return path
+
+
+@pytest.mark.parametrize(
+    "fields", [{"kind": "load.exploded"}, {"time": "noon"}, {"waiting_for": [1]}, {"colour": "red"}]
+)
+def test_an_event_that_nobody_wrote_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is no trace of mlx-guarded-llm"):
+        read_perfetto(rewritten(tmp_path / "trace.json", **fields))
+
+
+def test_a_trace_without_events_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    trace = to_perfetto(incident())
+    del trace["otherData"]
+    path.write_text(json.dumps(trace))
+    with pytest.raises(InvalidRequest, match="without the events") as raised:
+        read_perfetto(path)
+    assert "write it again" in raised.value.hint

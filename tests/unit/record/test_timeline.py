@@ -222,3 +222,29 @@ def test_no_events() -> None:
     chart = timeline([])
     assert chart.rows == ()
     assert overlaps(chart) == []
+
+
+def test_a_part_of_the_record_is_cut_at_its_start_and_lasts_until_now() -> None:
+    whole = timeline(incident())
+    part = timeline(incident(), since=ZERO + 100, until=ZERO + 400)
+    assert (part.start, part.end) == (ZERO + 100, ZERO + 400)
+    big, phi = part.rows
+    assert (big.model, phi.model) == (BIG, PHI)
+    assert {span.kind for span in big.spans} == {span.kind for span in whole.rows[0].spans}
+    assert min(span.start for span in part.spans()) == ZERO + 100
+    late = timeline(incident(), since=ZERO + 1000, until=ZERO + 1300)
+    assert not late.rows and not late.marks and (late.start, late.end) == (ZERO + 1000, ZERO + 1300)
+
+
+def test_what_is_unfinished_lasts_until_now() -> None:
+    events = [at(0, "request.queued", PHI, "r1"), at(1, "request.started", PHI, "r1")]
+    (span,) = timeline(events, since=ZERO + 50, until=ZERO + 60).spans()
+    assert (span.start, span.end, span.unfinished) == (ZERO + 50, ZERO + 60, True)
+    assert timeline(events, until=ZERO - 5).end == ZERO + 1
+
+
+def test_lanes_of_what_is_left_out_are_not_kept() -> None:
+    events = [at(0, "request.started", PHI, f"r{n}") for n in range(9)]
+    events += [at(1, "request.finished", PHI, f"r{n}") for n in range(8)]
+    (row,) = timeline(events, since=ZERO + 2, until=ZERO + 3).rows
+    assert row.lanes == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlx_guarded_llm.errors import RequestCancelled
 from mlx_guarded_llm.guard import Guard
 from mlx_guarded_llm.record import Event, explain, overlaps, timeline, to_perfetto
+from tests.unit.guard.simulation import submit
 
 from .incidents import BIG, DIED, PHI, ZERO, at
 from .test_perfetto import check
@@ -13,18 +14,18 @@ from .test_perfetto import check
 def _guarded() -> list[Event]:
     """The incident, decided by the guard; foreign work and a cancel come after it."""
     events: list[Event] = []
-    guard = Guard(load_wait=120.0, fairness_window=5.0, emit=events.append)
+    guard = Guard(emit=events.append)
 
     def load(begin: float, seconds: float, model: str) -> None:
         job = next(e.job_id for e in reversed(events) if e.kind == "load.started")
         assert job is not None
         guard.job_ended(ZERO + begin + seconds, job, bytes=2_390_000_000)
 
-    guard.submit(ZERO, "r1", BIG)
+    submit(guard, ZERO, "r1", BIG)
     load(0, 10, BIG)
     guard.first_token(ZERO + 14, "r1")
-    guard.submit(ZERO + 56, "r2", PHI)
-    guard.submit(ZERO + 60, "r3", PHI)
+    submit(guard, ZERO + 56, "r2", PHI)
+    submit(guard, ZERO + 60, "r3", PHI)
     guard.tick(ZERO + 176)
     load(176, 2.5, PHI)
     guard.first_token(ZERO + 179, "r2")
@@ -67,15 +68,15 @@ def test_every_request_has_its_story() -> None:
 def _crashed() -> list[Event]:
     """The engine dies while phi3 loads beside the paused 70B, as guard and backend tell it."""
     events: list[Event] = []
-    guard = Guard(load_wait=120.0, fairness_window=5.0, emit=events.append)
+    guard = Guard(emit=events.append)
 
     def started() -> str:
         return next(e.job_id or "" for e in reversed(events) if e.kind == "load.started")
 
-    guard.submit(ZERO, "r1", BIG)
+    submit(guard, ZERO, "r1", BIG)
     guard.job_ended(ZERO + 10, started())
     guard.first_token(ZERO + 14, "r1")
-    guard.submit(ZERO + 56, "r2", PHI)
+    submit(guard, ZERO + 56, "r2", PHI)
     guard.tick(ZERO + 176)
     events.append(at(177, "engine.died", PHI, cause=DIED, pid=7, lived=400.0))
     guard.lost(ZERO + 177, DIED, emitted={"r1": 57})

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_guarded_llm.engine import rail
+from mlx_guarded_llm.engine import observer
 from mlx_guarded_llm.testing.witness import Violation, Witness
 
 
@@ -315,32 +315,35 @@ def test_many_threads_in_turn_never_alarm(witness: Witness, found: list[Violatio
     assert witness.seen["load"] + witness.seen["step"] == 600
 
 
-class TestRail:
+class TestObserver:
     """The seam through which the engine reports."""
 
     @pytest.fixture(autouse=True)
     def _fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rail, "_rail", None)
-        monkeypatch.delenv(rail.WITNESS_VARIABLE, raising=False)
+        monkeypatch.setattr(observer, "_process_observer", None)
+        monkeypatch.delenv(observer.WITNESS_VARIABLE, raising=False)
 
     def test_by_default_it_does_nothing(self) -> None:
-        silent = rail.current()
-        assert isinstance(silent, rail.NoRail) and rail.current() is silent
+        silent = observer.process_observer()
+        assert type(silent) is observer.Observer and observer.process_observer() is silent
         silent.generation_began("a", "1")
-        with silent.step("a"), silent.load("b"), silent.unload("b"), silent.foreign("cell"):
-            silent.paused(["a"])
-            silent.resumed()
+        silent.began("step", "a")
+        silent.computed()
+        silent.ended()
+        silent.paused(["a"])
+        silent.resumed()
         silent.generation_ended("1")
 
-    def test_the_witness_is_a_rail(self, witness: Witness, found: list[Violation]) -> None:
-        rail.set_rail(witness)
-        current = rail.current()
+    def test_the_witness_is_an_observer(self, witness: Witness, found: list[Violation]) -> None:
+        observer.set_process_observer(witness)
+        current = observer.process_observer()
         current.generation_began("a", "1")
-        with current.load("b"):
-            pass
-        assert len(found) == 1
-        rail.set_rail(None)
-        assert isinstance(rail.current(), rail.NoRail)
+        current.began("load", "b")
+        assert witness.is_inside("load")
+        current.ended()
+        assert len(found) == 1 and not witness.is_inside()
+        observer.set_process_observer(None)
+        assert type(observer.process_observer()) is observer.Observer
 
     @pytest.mark.parametrize(("value", "installs"), [("1", True), ("0", False), ("", False)])
     def test_the_environment_installs_a_witness_once(
@@ -350,10 +353,10 @@ class TestRail:
 
         def install() -> None:
             installed.append(Witness())
-            rail.set_rail(installed[-1])
+            observer.set_process_observer(installed[-1])
 
-        monkeypatch.setenv(rail.WITNESS_VARIABLE, value)
+        monkeypatch.setenv(observer.WITNESS_VARIABLE, value)
         monkeypatch.setattr("mlx_guarded_llm.testing.witness.install", install)
-        assert rail.current() is rail.current()
+        assert observer.process_observer() is observer.process_observer()
         assert len(installed) == installs
-        assert isinstance(rail.current(), Witness) == installs
+        assert isinstance(observer.process_observer(), Witness) == installs

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.bridge.pydantic import BeforeValidator, ConfigDict, Field
 
-from mlx_guarded_llm import default_backend
+from mlx_guarded_llm import as_backend
+from mlx_guarded_llm.embed_request import split_requests
+from mlx_guarded_llm.errors import ContextOverflow
+from mlx_guarded_llm.models.naming import model_name, spelled, with_options
 
 if TYPE_CHECKING:
     from mlx_guarded_llm.results import Embeddings
@@ -35,7 +39,13 @@ class MLXGuardedEmbedding(BaseEmbedding):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_name: str = Field(description="Alias, folder or Hugging Face repository.")
+    model_name: Annotated[str, BeforeValidator(spelled)] = Field(
+        description="Alias, folder or Hugging Face repository."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit.")
+    context_window: int | None = Field(
+        default=None, description="Tokens of one text; None reads it from the model's files."
+    )
     query_instruction: str = Field(default="", description="Put before each query.")
     text_instruction: str = Field(default="", description="Put before each text.")
     truncate: bool = Field(
@@ -49,8 +59,8 @@ class MLXGuardedEmbedding(BaseEmbedding):
         default=None,
         exclude=True,
         repr=False,
-        description="An mlx_guarded_llm.Backend; None uses the one shared by the process. "
-        "Copies share it; it is neither dumped nor pickled.",
+        description="An mlx_guarded_llm.Backend, or a server's address; None uses the one shared "
+        "by the process. Copies share it; it is not dumped, and only an address is pickled.",
     )
 
     @classmethod
@@ -76,27 +86,51 @@ class MLXGuardedEmbedding(BaseEmbedding):
         return await self._aembed([self.text_instruction + text for text in texts])
 
     def _embed(self, texts: Sequence[str]) -> list[Embedding]:
-        found: Embeddings = self._runner().embed(self.model_name, texts, **self._options)
-        return _lists(found)
+        vectors: list[Embedding] = []
+        with _smaller_chunks():
+            for part, left in split_requests(texts, self.timeout):
+                options = {"truncate": self.truncate, "timeout": left}
+                vectors += _lists(self._runner().embed(self._named, part, **options))
+        return vectors
 
     async def _aembed(self, texts: Sequence[str]) -> list[Embedding]:
-        found: Embeddings = await self._runner().aembed(self.model_name, texts, **self._options)
-        return _lists(found)
+        vectors: list[Embedding] = []
+        with _smaller_chunks():
+            for part, left in split_requests(texts, self.timeout):
+                options = {"truncate": self.truncate, "timeout": left}
+                vectors += _lists(await self._runner().aembed(self._named, part, **options))
+        return vectors
 
     def _runner(self) -> Any:
-        return default_backend() if self.backend is None else self.backend
+        return as_backend(self.backend)
 
     @property
-    def _options(self) -> dict[str, Any]:
-        return {"truncate": self.truncate, "timeout": self.timeout}
+    def _named(self) -> str:
+        loading = {"revision": self.revision, "context_window": self.context_window}
+        return with_options(model_name(self.model_name), loading)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return super().__deepcopy__({**(memo or {}), id(self.backend): self.backend})
 
     def __getstate__(self) -> dict[Any, Any]:
-        bare = self.model_copy(update={"backend": None})
+        kept = self.backend if isinstance(self.backend, str) else None
+        bare = self.model_copy(update={"backend": kept})
         state: dict[Any, Any] = super(MLXGuardedEmbedding, bare).__getstate__()
         return state
+
+
+@contextmanager
+def _smaller_chunks() -> Iterator[None]:
+    """Tell how to split smaller where a text is too long: LlamaIndex takes 1024 tokens."""
+    try:
+        yield
+    except ContextOverflow as error:
+        size = max(error.context_window // 2, 1)
+        error.hint = (
+            f"Split documents smaller (Settings.chunk_size = {size}), or embed only the beginning "
+            "of such texts (truncate=True)."
+        )
+        raise
 
 
 def _lists(found: Embeddings) -> list[Embedding]:

@@ -1,9 +1,10 @@
-"""MLXGuarded: LlamaIndex's face of mlx-guarded-llm."""
+"""MLXGuarded: an LLM of LlamaIndex that runs on mlx-guarded-llm."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt, prompt_to_messages
@@ -19,6 +20,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 from llama_index.core.bridge.pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     WithJsonSchema,
@@ -31,20 +33,23 @@ from llama_index.core.llms import LLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.types import TokenAsyncGen, TokenGen
 
-from mlx_guarded_llm import GuardedLLM, RetryPolicy, SamplingParams, default_backend
+from mlx_guarded_llm import GuardedLLM, RetryPolicy, SamplingParams, as_backend, check_backend
 from mlx_guarded_llm.errors import GuardedLLMError
-from mlx_guarded_llm.guarded import AsyncGuardedStream, Candidate, GuardedStream
+from mlx_guarded_llm.fallback import AsyncGuardedStream, Candidate, GuardedStream
+from mlx_guarded_llm.models import LOAD_OPTIONS
+from mlx_guarded_llm.models.naming import model_name, spelled, with_options
 from mlx_guarded_llm.results import Result
 
 from .candidate import LlamaIndexCandidate
 from .errors import not_as_value_error
 from .messages import to_openai
 from .responses import chat_response, completion
-from .streams import aresponses, atell, responses, tell
+from .streams import aresponses, awith_callback, responses, with_callback
 from .structured import GrammarStructuredLLM
 from .tools import choice_to_openai, selections, tools_to_openai
-from .watch import note, noting_errors
+from .watch import WatchedCall
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
@@ -56,8 +61,24 @@ if TYPE_CHECKING:
 Prompt = dict[str, Any]  # the prompt, and whether it is raw
 
 # What `GuardedLLM` takes for each call, and what it takes once.
-_SAMPLING = ("temperature", "max_tokens", "top_p", "top_k", "min_p", "seed", "stop")
-_OPTIONS = (*_SAMPLING, "thinking", "timeout", "accept")
+_SAMPLING = (
+    "temperature",
+    "max_tokens",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_window",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "thinking_budget",
+)
+_OPTIONS = (*_SAMPLING, "thinking", "template_kwargs", "timeout", "priority", "accept")
 _RULES = ("on_fallback", "on_degraded", "hold_back", "constrain", "fallbacks", "retry")
 
 
@@ -89,8 +110,14 @@ class MLXGuarded(GrammarStructuredLLM):
     # A misspelt setting is an error, like a misspelt option of a call.
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="Alias, folder or Hugging Face repository.")
-    temperature: float | None = Field(default=None, description="0, the default, is greedy.")
+    model: Annotated[str, BeforeValidator(spelled)] = Field(
+        description="Alias, folder or Hugging Face repository."
+    )
+    temperature: float | None = Field(
+        default=None,
+        description="0 is greedy. None, here and in top_p, top_k and min_p, is the model's own "
+        "default, else greedy.",
+    )
     max_tokens: int | None = Field(
         default=None,
         description="Tokens of an answer at most, thinking included. An answer that this "
@@ -101,10 +128,26 @@ class MLXGuarded(GrammarStructuredLLM):
     min_p: float | None = None
     seed: int | None = Field(default=None, description="The same seed, the same tokens.")
     stop: list[str] | None = Field(default=None, description="Strings that end an answer.")
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_window: int | None = None
+    logit_bias: dict[int, float] | None = None
+    logprobs: bool | None = Field(default=None, description="Report them in `logprobs`.")
+    top_logprobs: int | None = None
     timeout: float | None = Field(
         default=None, description="Seconds for a call: queueing, loading and retries included."
     )
     thinking: bool | None = Field(default=None, description="None leaves it to the model.")
+    thinking_budget: int | None = Field(
+        default=None, description="Tokens of thinking at most; then the answer begins."
+    )
+    template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="More variables for the chat template."
+    )
+    priority: Literal["interactive", "batch"] | None = Field(
+        default=None, description='"batch" lets interactive requests go first, for a time.'
+    )
     max_retries: int | None = Field(
         default=None, description="Short for retry=RetryPolicy(attempts=1 + max_retries)."
     )
@@ -116,12 +159,12 @@ class MLXGuarded(GrammarStructuredLLM):
     )
     on_fallback: Literal["raise", "mark", "hold"] = "raise"
     on_degraded: Literal["raise", "mark"] = "raise"
-    accept: Annotated[Callable[[Result], bool | None] | None, WithJsonSchema({"type": "null"})] = (
-        Field(
-            default=None,
-            exclude=True,
-            description="Called with each full answer; False refuses it.",
-        )
+    accept: Annotated[
+        Callable[[Result], bool | str | None] | None, WithJsonSchema({"type": "null"})
+    ] = Field(
+        default=None,
+        exclude=True,
+        description="Called with each full answer; False refuses it.",
     )
     hold_back: float = Field(
         default=0, description="Characters of a stream to keep until it cannot be retried."
@@ -132,8 +175,13 @@ class MLXGuarded(GrammarStructuredLLM):
     additional_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="More options for every call."
     )
+    revision: str | None = Field(default=None, description="Branch, tag or commit.")
+    adapter_path: str | Path | None = Field(default=None, description="LoRA adapters.")
+    kv_bits: int | None = Field(default=None, description="Of the KV cache: 2, 4 or 8.")
+    kv_group_size: int | None = None
     context_window: int | None = Field(
-        default=None, description="Tokens; None reads it from the model's files."
+        default=None,
+        description="Tokens the model may attend to; None reads it from the model's files.",
     )
     is_function_calling_model: bool | None = Field(
         default=None,
@@ -144,8 +192,8 @@ class MLXGuarded(GrammarStructuredLLM):
         default=None,
         exclude=True,
         repr=False,
-        description="An mlx_guarded_llm.Backend; None uses the one shared by the process. "
-        "Copies share it; it is neither dumped nor pickled.",
+        description="An mlx_guarded_llm.Backend, or a server's address; None uses the one shared "
+        "by the process. Copies share it; it is not dumped, and only an address is pickled.",
     )
 
     @classmethod
@@ -154,14 +202,15 @@ class MLXGuarded(GrammarStructuredLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex wants to know, at every event; read from files, never loaded."""
+        """What LlamaIndex asks for at every event. It is read from files; nothing is loaded."""
         card = self._card()
         window = self.context_window or (card.context_window if card else DEFAULT_CONTEXT_WINDOW)
-        limit = self.max_tokens or min(SamplingParams.max_tokens, window // 2)
+        limit = self.max_tokens or self.additional_kwargs.get("max_tokens")
         calls = self.is_function_calling_model
         return LLMMetadata(
             context_window=window,
-            num_output=limit,
+            # At least half is left to prompts, or LlamaIndex finds no room for one.
+            num_output=min(limit or SamplingParams.max_tokens, window // 2),
             is_chat_model=card is None or card.chat,
             is_function_calling_model=(card is None or card.tools) if calls is None else calls,
             model_name=self.model,
@@ -190,7 +239,7 @@ class MLXGuarded(GrammarStructuredLLM):
         Leaving the loop stops the generation. The last response has `raw`. What goes
         wrong after the first piece is raised at the end.
         """
-        return tell(
+        return with_callback(
             llm_chat_callback(),
             lambda given: self._stream(self._chat_prompt(messages), given),
             responses,
@@ -200,7 +249,7 @@ class MLXGuarded(GrammarStructuredLLM):
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """As `stream_chat`, for `async for`."""
-        return await atell(
+        return await awith_callback(
             llm_chat_callback(),
             lambda given: self._astream(self._chat_prompt(messages), given),
             aresponses,
@@ -230,7 +279,7 @@ class MLXGuarded(GrammarStructuredLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """As `complete`, piece by piece; see `stream_chat`."""
-        return tell(
+        return with_callback(
             llm_completion_callback(),
             lambda given: self._stream(self._completion_prompt(prompt, formatted), given),
             lambda stream: (completion(response) for response in responses(stream)),
@@ -240,7 +289,7 @@ class MLXGuarded(GrammarStructuredLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """As `stream_complete`, for `async for`."""
-        return await atell(
+        return await awith_callback(
             llm_completion_callback(),
             lambda given: self._astream(self._completion_prompt(prompt, formatted), given),
             lambda stream: (completion(response) async for response in aresponses(stream)),
@@ -259,6 +308,23 @@ class MLXGuarded(GrammarStructuredLLM):
         """As `predict`, without blocking the event loop."""
         with not_as_value_error():
             return await super().apredict(prompt, **prompt_args)
+
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
+        """As `predict`, piece by piece; see `LLM.stream`."""
+        with not_as_value_error():
+            yield from super().stream(prompt, **prompt_args)
+
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
+        """As `stream`, for `async for`."""
+        with not_as_value_error():
+            tokens = await super().astream(prompt, **prompt_args)
+
+        async def passed_on() -> TokenAsyncGen:
+            with not_as_value_error():
+                async for token in tokens:
+                    yield token
+
+        return passed_on()
 
     # ---- tools -----------------------------------------------------------------------
 
@@ -334,16 +400,18 @@ class MLXGuarded(GrammarStructuredLLM):
 
     def _ask(self, prompt: Prompt, kwargs: dict[str, Any]) -> ChatResponse:
         llm, options = self._prepared(kwargs)
-        with noting_errors():
+        call = WatchedCall()
+        with call.noting_errors():
             result = llm.generate(**prompt, **options)
-        note(result.guard)
+        call.answered(result.guard)
         return chat_response(result)
 
     async def _aask(self, prompt: Prompt, kwargs: dict[str, Any]) -> ChatResponse:
         llm, options = self._prepared(kwargs)
-        with noting_errors():
+        call = WatchedCall()
+        with call.noting_errors():
             result = await llm.agenerate(**prompt, **options)
-        note(result.guard)
+        call.answered(result.guard)
         return chat_response(result)
 
     def _stream(self, prompt: Prompt, kwargs: dict[str, Any]) -> GuardedStream:
@@ -366,24 +434,36 @@ class MLXGuarded(GrammarStructuredLLM):
         if options.get("tools") is not None:
             options["tools"] = tools_to_openai(options["tools"])
             options["tool_choice"] = choice_to_openai(options.get("tool_choice"))
-        return GuardedLLM(self._runner(), self.model, **rules), options
+        return GuardedLLM(self._runner(), self._named(options), **rules), options
+
+    def _named(self, options: dict[str, Any]) -> str:
+        """The full name of the model, with the load options of a call, which it takes out."""
+        loading = {name: getattr(self, name) for name in LOAD_OPTIONS}
+        loading |= {name: options.pop(name) for name in LOAD_OPTIONS if name in options}
+        return with_options(model_name(self.model), loading)
 
     def _runner(self) -> Any:
-        return default_backend() if self.backend is None else self.backend
+        return as_backend(self.backend)
 
     def _card(self) -> ModelCard | None:
         """What the model's files tell; None while they are not here."""
         try:
-            card: ModelCard | None = self._runner().card(self.model)
+            card: ModelCard | None = self._runner().card(self._named({}))
         except GuardedLLMError:  # a call tells what is wrong, and may fall back
             return None
         return card
 
     # ---- values ----------------------------------------------------------------------
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
     @field_validator("fallbacks")
     @classmethod
-    def _check_fallbacks(cls, fallbacks: list[Any]) -> list[Any]:
+    def _check_fallbacks(cls, given: list[Any]) -> list[Any]:
+        fallbacks = [spelled(model) for model in given]
         for model in fallbacks:
             if not isinstance(model, (str, LLM, Candidate)):
                 raise ValueError(
@@ -396,8 +476,8 @@ class MLXGuarded(GrammarStructuredLLM):
     def _check_together(self) -> Self:
         if self.retry is not None and self.max_retries is not None:
             raise ValueError("give retry or max_retries, not both.")
-        if self.backend is not None and not hasattr(self.backend, "agenerate"):
-            raise ValueError(f"backend is {self.backend!r}; it must be a Backend.")
+        if self.backend is not None:
+            check_backend(self.backend, "agenerate")
         return self
 
     @field_serializer("fallbacks")
@@ -411,10 +491,11 @@ class MLXGuarded(GrammarStructuredLLM):
 
     def __getstate__(self) -> dict[Any, Any]:
         pickle.dumps((self.accept, self.fallbacks))  # what cannot be pickled is not dropped
-        bare = self.model_copy(update={"backend": None})
+        kept = self.backend if isinstance(self.backend, str) else None
+        bare = self.model_copy(update={"backend": kept})
         state: dict[Any, Any] = super(MLXGuarded, bare).__getstate__()
         return state
 
 
-def _candidate(model: str | LLM | Candidate) -> str | Candidate:
+def _candidate(model: str | Path | LLM | Candidate) -> str | Path | Candidate:
     return LlamaIndexCandidate(model) if isinstance(model, LLM) else model

@@ -1,7 +1,9 @@
 """Chat messages of LlamaIndex as OpenAI-style mappings, and back.
 
-Thinking never goes into a prompt, and nothing of `additional_kwargs` does but tool calls
-and the id of the call that a tool answers. The caller's messages are only read.
+Only the text and the calls of an answer go into a prompt: neither its thinking nor what a
+provider's server did for it. Of `additional_kwargs` only tool calls, those that could not be
+read, the id of the call that a tool answers, and a name are used. The caller's messages are
+not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 
 from mlx_guarded_llm.errors import InvalidRequest
-from mlx_guarded_llm.request import take_turns
+from mlx_guarded_llm.turns import take_turns
 
 _ROLES = {
     MessageRole.FUNCTION: "tool",
@@ -33,12 +35,13 @@ _ROLES = {
 def to_openai(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """Messages as the backend takes them.
 
-    Neighbours of one role become one message, because many chat templates want roles to
-    take turns.
+    Consecutive messages of one role become one, because many chat templates want roles to
+    alternate.
 
     Args:
         messages: tool calls may be `ToolCallBlock`s or, as older agents write them, stand
-            under `additional_kwargs["tool_calls"]`. Where both are, the blocks count.
+            under `additional_kwargs["tool_calls"]`. Where both are, the blocks count. One
+            whose arguments are no JSON object is text.
 
     Raises:
         InvalidRequest: something that is no message, or a block that is no text.
@@ -56,27 +59,42 @@ def _to_openai(message: ChatMessage, where: str) -> dict[str, Any]:
         raise InvalidRequest(f"{where} is a {type(message).__name__}; it must be a ChatMessage.")
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
+    role = _ROLES.get(message.role, message.role.value)
     for block in message.blocks:
         if isinstance(block, TextBlock):
             texts.append(block.text)
         elif isinstance(block, ToolCallBlock):
             calls.append(call_to_openai(block.tool_call_id, block.tool_name, block.tool_kwargs))
-        elif not isinstance(block, (ThinkingBlock, CachePoint)):
+        elif role != "assistant" and not isinstance(block, (ThinkingBlock, CachePoint)):
             raise InvalidRequest(
                 f"{where} has a block of type {block.block_type!r}; only text is taken.",
                 hint="Turn it into a TextBlock first.",
             )
-    calls = calls or older_calls(message, where)
-    plain: dict[str, Any] = {
-        "role": _ROLES.get(message.role, message.role.value),
-        # As `ChatMessage.content` joins them.
-        "content": None if calls and not texts else "\n".join(texts),
-    }
+    extra = message.additional_kwargs
+    found = calls or older_calls(message, where)
+    calls = [call for call in found if _is_read(call)]
+    # What could not be read as a call is shown to the model as it wrote it.
+    unread = [call["function"]["arguments"] for call in found if call not in calls]
+    unread += [call["text"] for call in extra.get("invalid_tool_calls") or ()]
+    # As `ChatMessage.content` joins them.
+    content = None if calls and not texts else "\n".join(texts)
+    if unread:
+        content = "\n".join(filter(None, (content, *unread)))
+    plain: dict[str, Any] = {"role": role, "content": content}
+    if isinstance(extra.get("name"), str) and extra["name"]:
+        plain["name"] = extra["name"]
     if calls:
         plain["tool_calls"] = calls
     if plain["role"] == "tool":
-        plain["tool_call_id"] = message.additional_kwargs.get("tool_call_id")
+        plain["tool_call_id"] = extra.get("tool_call_id")
+        if message.role == MessageRole.FUNCTION:  # of the time before calls had ids
+            plain["tool_call_id"] = plain["tool_call_id"] or extra.get("name")
     return plain
+
+
+def _is_read(call: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a call are by name, or JSON that says so."""
+    return isinstance(_arguments(call["function"]["arguments"] or {}), Mapping)
 
 
 def call_to_openai(
@@ -127,11 +145,21 @@ def _from_openai(message: Mapping[str, Any]) -> ChatMessage:
             ToolCallBlock(
                 tool_call_id=call.get("id"),
                 tool_name=call["function"]["name"],
-                tool_kwargs=call["function"].get("arguments") or {},
+                tool_kwargs=_arguments(call["function"].get("arguments") or {}),
             )
             for call in calls
         ]
-        extra["tool_calls"] = list(calls)  # for LLMs that do not know the block yet
     if message.get("tool_call_id"):
         extra["tool_call_id"] = message["tool_call_id"]
     return ChatMessage(role=message["role"], blocks=blocks, additional_kwargs=extra)
+
+
+def _arguments(given: Any) -> Any:
+    """By name, as most services want them; as text what is no JSON object."""
+    if not isinstance(given, str):
+        return given
+    try:
+        value = json.loads(given)
+    except (ValueError, RecursionError):
+        return given
+    return value if isinstance(value, dict) else given

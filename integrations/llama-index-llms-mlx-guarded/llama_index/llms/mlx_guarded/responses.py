@@ -1,4 +1,4 @@
-"""What the backend answers, as LlamaIndex's responses.
+"""Answers of the backend as LlamaIndex's responses.
 
 The blocks of a message are in the order thinking, text, tool calls. `raw` has `model`
 (which one answered), `finish_reason`, `usage` and `guard`, as plain values.
@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from mlx_guarded_llm.results import Chunk, InvalidToolCall, Result, TokenLogprob, ToolCall
+from mlx_guarded_llm.results import Chunk, InvalidToolCall, Result, TokenLogprob, ToolCall, Usage
 
 from .messages import call_to_openai
 
@@ -30,7 +30,9 @@ from .messages import call_to_openai
 def chat_response(result: Result) -> ChatResponse:
     """A whole answer."""
     return ChatResponse(
-        message=_message(result.reasoning, result.text, result.tool_calls),
+        message=_message(
+            result.reasoning, result.text, result.tool_calls, result.invalid_tool_calls
+        ),
         raw=_raw(result, result.invalid_tool_calls),
         logprobs=_logprobs(result.logprobs),
     )
@@ -43,8 +45,8 @@ def completion(response: ChatResponse) -> CompletionResponse:
     return plain
 
 
-class Growing:
-    """Makes cumulative responses of the pieces of a stream."""
+class Cumulative:
+    """Turns the pieces of a stream into cumulative responses."""
 
     def __init__(self) -> None:
         self._reasoning = ""
@@ -59,7 +61,7 @@ class Growing:
         self._calls += chunk.tool_calls
         self._invalid += chunk.invalid_tool_calls
         return ChatResponse(
-            message=_message(self._reasoning, self._text, self._calls),
+            message=_message(self._reasoning, self._text, self._calls, self._invalid),
             delta=chunk.text,
             raw=_raw(chunk, self._invalid) if chunk.finish_reason else None,
             logprobs=_logprobs(chunk.logprobs),
@@ -67,7 +69,9 @@ class Growing:
         )
 
 
-def _message(reasoning: str, text: str, calls: Sequence[ToolCall]) -> ChatMessage:
+def _message(
+    reasoning: str, text: str, calls: Sequence[ToolCall], invalid: Sequence[InvalidToolCall]
+) -> ChatMessage:
     blocks: list[ContentBlock] = []
     if reasoning:
         blocks.append(ThinkingBlock(content=reasoning))
@@ -80,6 +84,8 @@ def _message(reasoning: str, text: str, calls: Sequence[ToolCall]) -> ChatMessag
     extra: dict[str, Any] = {}
     if calls:  # parts of LlamaIndex still look here
         extra["tool_calls"] = [call_to_openai(c.id, c.name, c.arguments) for c in calls]
+    if invalid:  # the message alone goes into the history, and the model is to see them
+        extra["invalid_tool_calls"] = _as_dicts(invalid)
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
 
 
@@ -88,16 +94,27 @@ def _raw(end: Result | Chunk, invalid: Sequence[InvalidToolCall]) -> dict[str, A
     raw: dict[str, Any] = {
         "model": end.guard.served_model,
         "finish_reason": end.finish_reason,
-        "usage": {
-            "prompt_tokens": end.usage.prompt_tokens,
-            "completion_tokens": end.usage.completion_tokens,
-            "total_tokens": end.usage.total_tokens,
-        },
+        "usage": _usage(end.usage),
         "guard": end.guard.as_dict(),
     }
     if invalid:
-        raw["invalid_tool_calls"] = [{"text": c.text, "error": c.error} for c in invalid]
+        raw["invalid_tool_calls"] = _as_dicts(invalid)
     return raw
+
+
+def _as_dicts(invalid: Sequence[InvalidToolCall]) -> list[dict[str, str]]:
+    return [{"text": call.text, "error": call.error} for call in invalid]
+
+
+def _usage(usage: Usage) -> dict[str, int] | None:
+    if not usage.known:
+        return None
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+    }
 
 
 def _logprobs(logprobs: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:

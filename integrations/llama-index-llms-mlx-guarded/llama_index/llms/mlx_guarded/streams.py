@@ -1,9 +1,8 @@
 """Streams of responses that end their generation when they are left.
 
-LlamaIndex wraps a stream in a generator that tells callback handlers of each response.
-A handler that keeps the exception of a stream that was left early keeps, by its
-traceback, the stream too. So what ends a generation here does not wait for the garbage
-collector.
+LlamaIndex wraps a stream in a generator that calls its callback handlers with each response.
+A handler may keep the exception of a stream that was left early, and with its traceback the
+stream itself. So ending a generation here does not depend on the garbage collector.
 """
 
 from __future__ import annotations
@@ -13,33 +12,25 @@ from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse
 
-from mlx_guarded_llm.guarded import AsyncGuardedStream, GuardedStream
+from mlx_guarded_llm.fallback import AsyncGuardedStream, GuardedStream
 
-from .responses import Growing
-from .watch import note, noting_errors
+from .responses import Cumulative
+from .watch import WatchedCall
 
 T = TypeVar("T")
 
 
 def responses(chunks: GuardedStream) -> Iterator[ChatResponse]:
     """What a stream has said so far, after each of its pieces."""
-    whole = Growing()
-    with noting_errors():
-        for chunk in chunks:
-            note(chunk.guard)
-            yield whole.add(chunk)
+    return _responses(chunks, WatchedCall(is_stream=True))
 
 
-async def aresponses(chunks: AsyncGuardedStream) -> AsyncIterator[ChatResponse]:
+def aresponses(chunks: AsyncGuardedStream) -> AsyncIterator[ChatResponse]:
     """As `responses`, for `async for`."""
-    whole = Growing()
-    with noting_errors():
-        async for chunk in chunks:
-            note(chunk.guard)
-            yield whole.add(chunk)
+    return _aresponses(chunks, WatchedCall(is_stream=True))
 
 
-def tell(
+def with_callback(
     callback: Callable[[Any], Any],
     open_: Callable[[dict[str, Any]], GuardedStream],
     shaped: Callable[[GuardedStream], Iterator[T]],
@@ -56,48 +47,64 @@ def tell(
         opened: list[GuardedStream] = []
 
         @callback
-        def told(llm: Any, subject: Any, **kwargs: Any) -> Iterator[T]:
+        def method_with_callback(llm: Any, subject: Any, **kwargs: Any) -> Iterator[T]:
             opened.append(open_(kwargs))
             return shaped(opened[0])
 
-        return _closing(told(llm, subject, **kwargs), opened[0])
+        return _closing(method_with_callback(llm, subject, **kwargs), opened[0])
 
     return method
 
 
-def atell(
+def awith_callback(
     callback: Callable[[Any], Any],
     open_: Callable[[dict[str, Any]], AsyncGuardedStream],
     shaped: Callable[[AsyncGuardedStream], AsyncIterator[T]],
 ) -> Callable[..., Awaitable[AsyncGenerator[T, None]]]:
-    """As `tell`, for `async for`."""
+    """As `with_callback`, for `async for`."""
 
     async def method(llm: Any, subject: Any, **kwargs: Any) -> AsyncGenerator[T, None]:
         opened: list[AsyncGuardedStream] = []
 
         @callback
-        async def told(llm: Any, subject: Any, **kwargs: Any) -> AsyncIterator[T]:
+        async def method_with_callback(llm: Any, subject: Any, **kwargs: Any) -> AsyncIterator[T]:
             opened.append(open_(kwargs))
             return shaped(opened[0])
 
-        return _aclosing(await told(llm, subject, **kwargs), opened[0])
+        return _aclosing(await method_with_callback(llm, subject, **kwargs), opened[0])
 
     return method
 
 
-def _closing(told: Generator[T, None, None], stream: GuardedStream) -> Generator[T, None, None]:
+def _responses(chunks: GuardedStream, call: WatchedCall) -> Iterator[ChatResponse]:
+    whole = Cumulative()
+    with call.noting_errors():
+        for chunk in chunks:
+            call.answered(chunk.guard)
+            yield whole.add(chunk)
+
+
+async def _aresponses(chunks: AsyncGuardedStream, call: WatchedCall) -> AsyncIterator[ChatResponse]:
+    whole = Cumulative()
+    with call.noting_errors():
+        async for chunk in chunks:
+            call.answered(chunk.guard)
+            yield whole.add(chunk)
+
+
+def _closing(wrapped: Generator[T, None, None], stream: GuardedStream) -> Generator[T, None, None]:
     try:
-        yield from told
+        yield from wrapped
     finally:
         stream.close()
 
 
 async def _aclosing(
-    told: AsyncGenerator[T, None], stream: AsyncGuardedStream
+    wrapped: AsyncGenerator[T, None], stream: AsyncGuardedStream
 ) -> AsyncGenerator[T, None]:
     try:
-        async for response in told:
+        async for response in wrapped:
             yield response
     finally:
-        await told.aclose()
+        await wrapped.aclose()
         await stream.aclose()

@@ -1,0 +1,199 @@
+"""Models in memory. The first import of this module imports mlx and mlx_lm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ...errors import BackendClosed, GuardedLLMError
+from ...logs import get_logger
+from ...memory.budget import limits
+from ...models.spec import ModelFiles
+from ..decode.batch import ContinuousBatch
+from ..decode.batchable import batchable
+from ..decode.decoder import Decoder, Update
+from ..decode.encoder import Embedded, Encoder, EncoderBatch
+from ..decode.sequential import SequentialDecoder
+from ..protocol import EngineOptions
+from . import loading
+from .device_memory import release, wire_memory
+from .keepable import keepable_tokens
+from .prefix import PrefixCaches
+
+logger = get_logger("engine")
+
+
+@dataclass
+class Resident:
+    """A model in memory and its batch.
+
+    Attributes:
+        nbytes: what loading it took, as MLX counts it.
+        peak_bytes: the most that one step took in addition to what was in memory before it.
+        reported_bytes: the `peak_bytes` that were reported to the backend last.
+        build: makes a fresh decoder for it.
+        prefix_tokens: length of the longest prompt whose KV cache is kept; None for any.
+    """
+
+    name: str
+    nbytes: int
+    build: Callable[[], Decoder | EncoderBatch]
+    decoder: Decoder | EncoderBatch
+    prefix_tokens: int | None = None
+    peak_bytes: int = 0
+    reported_bytes: int = 0
+
+    def step(self, *, beside: bool) -> Sequence[Update | Embedded]:
+        """Advance its requests, and measure the memory that takes.
+
+        Args:
+            beside: see `Decoder.step`.
+        """
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        updates: Sequence[Update | Embedded] = self.decoder.step(beside=beside)
+        self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - before)
+        return updates
+
+    def rebuild(self) -> None:
+        """Discard the batch and its caches, and begin a new one."""
+        self.decoder = self.build()
+
+    def clear(self) -> None:
+        """Drop everything that holds an array."""
+        del self.build, self.decoder
+
+
+class Residency:
+    """Loads and releases models, and owns what they share.
+
+    Args:
+        options: of the engine.
+        device: what `device()` returned.
+
+    Attributes:
+        wired_bytes: see `wire_memory`.
+
+    Raises:
+        InvalidRequest: an option does not suit the device.
+    """
+
+    condemns_process = staticmethod(loading.condemns_process)
+    out_of_memory = staticmethod(loading.out_of_memory)
+
+    def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
+        self._options = options
+        self.wired_bytes = wire_memory(options.wired_memory, device)
+        self.limits = limits(
+            device,
+            budget_bytes=options.memory_budget,
+            prefix_cache_bytes=options.prefix_cache_bytes,
+            prefill_step_size=options.prefill_step_size,
+        )
+        self.prefixes = PrefixCaches(self.limits.prefix_cache_bytes)
+
+    def synchronize(self) -> None:
+        """Wait until nothing is in flight."""
+        mx.synchronize()
+
+    def load(
+        self,
+        name: str,
+        files: ModelFiles,
+        *,
+        tokenizer: Callable[[], Any],
+        progress: Callable[[int, int], None],
+        stop: Callable[[], bool],
+    ) -> tuple[Resident | None, GuardedLLMError | None]:
+        """Load a model. Returns it, or the error; nothing is raised.
+
+        Args:
+            tokenizer: returns its tokenizer, and waits for it if another thread is reading it.
+        """
+        before = mx.get_active_memory()
+        try:
+            model = loading.load(
+                files,
+                slice_bytes=self._options.load_slice_bytes,
+                progress=progress,
+                stop=stop,
+            )
+            build = self._builder(model, tokenizer(), name, files)
+            decoder = build()
+            resident = Resident(
+                name,
+                mx.get_active_memory() - before,
+                build,
+                decoder,
+                prefix_tokens=self.prefixes.max_tokens(name),
+            )
+        except loading.GivenUp:
+            error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")
+        except GuardedLLMError as known:
+            error = known.with_traceback(None)
+        except Exception as unknown:
+            error = loading.load_error(unknown, files)
+        else:
+            return resident, None
+        model = build = decoder = None  # type: ignore[assignment]  # these are the last references
+        release()
+        self.prefixes.drop(name)
+        return None, error
+
+    def release(self, resident: Resident) -> int:
+        """Drop a model and free its memory. Returns the bytes freed."""
+        before = mx.get_active_memory()
+        resident.clear()
+        self.prefixes.drop(resident.name)
+        release()
+        freed = int(before - mx.get_active_memory())
+        if freed <= 0:
+            logger.warning(
+                "unloading %s gave no memory back; something still holds it", resident.name
+            )
+        return freed
+
+    def _builder(
+        self, model: Any, tokenizer: Any, name: str, files: ModelFiles
+    ) -> Callable[[], Decoder | EncoderBatch]:
+        spec = files.spec
+        if isinstance(model, Encoder):
+            padding = tokenizer.pad_token_id or 0
+            if 0 < files.vocabulary <= padding:  # it has no embedding; the mask hides any other
+                padding = 0
+            most = self.limits.embed_step_size
+            return lambda: EncoderBatch(model, padding=padding, max_tokens=most)
+        loading.check_kv_bits(model, spec)
+        whole = spec.kv_bits is None  # quantised caches can be neither merged nor kept
+        together = whole and batchable(model)
+        kept = keepable_tokens(model) if whole and self.prefixes.max_bytes else 0
+
+        def build() -> Decoder:
+            prefix = self.prefixes.open(name, max_tokens=kept)
+            if together:
+                return ContinuousBatch(
+                    model,
+                    tokenizer,
+                    prefix,
+                    max_active=self._options.max_active,
+                    prefill_step_size=self.limits.prefill_step_size,
+                )
+            return SequentialDecoder(
+                model,
+                tokenizer,
+                prefix,
+                prefill_step_size=self.limits.prefill_step_size,
+                kv_bits=spec.kv_bits,
+                kv_group_size=spec.kv_group_size,
+            )
+
+        return build
+
+
+def device() -> dict[str, Any]:
+    """What MLX computes on: `mx.device_info()` and "device": "cpu" or "gpu"."""
+    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+    return {**mx.device_info(), "device": kind}
