@@ -21,20 +21,72 @@ _NAME = 4096  # bytes kept of a model's name, which may be a path
 _START = 30.0  # seconds for Python to start, when disks are cold and processors busy
 _KNOWN = 1000  # names remembered at once; there may be many labels of users' functions
 
-# The heartbeat has a place of its own because it has a thread of its own. The rest is written
-# as one note: its last field is written last, and equals its first field unless the writer
-# was in the middle of it.
-_BEAT = struct.Struct("=d")
-_NOTE = struct.Struct(f"=QddBH{_NAME}sQ")
-_NOTE_AT = 64
-_END = struct.Struct("=Q")
-_SINCE_AT = _NOTE_AT + 8
+_COUNT = struct.Struct("=Q")
+_SECONDS = struct.Struct("=d")
+_LINE = 64  # bytes of a processor's cache line
+
+
+class _Place:
+    """Where one note lies on the page, and how it is written and read.
+
+    A writer can be stopped or killed at any byte. So there are two copies, and the count of the
+    newest whole one is written last, in front of them. Each copy begins with its own count,
+    which is written before the rest of it.
+
+    Args:
+        at: the place's first byte on the page.
+        fields: of a note, in the words of `struct`; the first is "d", seconds.
+    """
+
+    def __init__(self, at: int, fields: str) -> None:
+        self._form = struct.Struct("=" + fields)
+        self._at = at
+        self._size = _round_up(_COUNT.size + self._form.size, _LINE)
+        self.end = at + _LINE + 2 * self._size
+
+    def write(self, page: mmap.mmap, count: int, *fields: Any) -> None:
+        """Write the note number `count`; the numbers begin with 1."""
+        at, number = self._copy(count), _COUNT.pack(count)
+        _write(page, at, number)
+        _write(page, at + _COUNT.size, self._form.pack(*fields))
+        _write(page, self._at, number)
+
+    def write_seconds(self, page: mmap.mmap, count: int, seconds: float) -> None:
+        """Replace the first field of the newest note, whose number is `count`."""
+        _write(page, self._copy(count) + _COUNT.size, _SECONDS.pack(seconds))
+
+    def read(self, page: mmap.mmap) -> tuple[Any, ...]:
+        """The fields of the newest whole note; zeros before the first."""
+        while True:  # one round, unless two notes were begun since the count was read
+            (count,) = _COUNT.unpack_from(page, self._at)
+            at = self._copy(count)
+            fields = self._form.unpack_from(page, at + _COUNT.size)
+            if _COUNT.unpack_from(page, at) == (count,):
+                return fields
+
+    def _copy(self, count: int) -> int:
+        return self._at + _LINE + count % 2 * self._size
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _write(page: mmap.mmap, at: int, data: bytes) -> None:
+    # Not by `pack_into`, which fills the place with zeros before it writes. Whoever read at
+    # that moment would take the worker for hung since it was started.
+    page[at : at + len(data)] = data
+
+
+# The heartbeat has its own thread, and so it has its own line: `time.monotonic()` seconds.
+# The MLX thread's note: since, longest, work, and a name with its length.
+_MLX = _Place(_LINE, f"ddBH{_NAME}s")
 _NOTHING = (0, 0, b"")  # work, length of the name, name
-# One for each thread that prepares requests: count, since, and two names with their lengths.
-_PLACE = struct.Struct("=QdH512sH64sQ")
-_PLACES_AT = -(-(_NOTE_AT + _NOTE.size) // 64) * 64
-_PLACE_SIZE = -(-_PLACE.size // 64) * 64
-SIZE = -(-(_PLACES_AT + PREPARERS * _PLACE_SIZE) // mmap.PAGESIZE) * mmap.PAGESIZE
+# One for each thread that prepares requests: since, and two names with their lengths.
+_PREPARING: list[_Place] = []
+for _ in range(PREPARERS):
+    _PREPARING.append(_Place((_PREPARING or [_MLX])[-1].end, "dH512sH64s"))
+SIZE = _round_up(_PREPARING[-1].end, mmap.PAGESIZE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +159,7 @@ class StatusWriter(Observer):
 
     def beat(self) -> None:
         """Show that Python runs."""
-        self._write(0, _BEAT.pack(time.monotonic()))
+        _write(self._page, 0, _SECONDS.pack(time.monotonic()))
 
     def began(self, work: Work, model: str) -> None:
         """See `Observer.began`."""
@@ -128,7 +180,7 @@ class StatusWriter(Observer):
         now = time.monotonic()
         self._finished(now)
         self._began = now
-        self._write(_SINCE_AT, _BEAT.pack(now))
+        _MLX.write_seconds(self._page, self._count, now)
 
     def computed(self) -> None:
         """See `Observer.computed`."""
@@ -158,9 +210,8 @@ class StatusWriter(Observer):
 
     def _note_place(self, place: int, since: float, model: bytes, request_id: bytes) -> None:
         self._counts[place] = count = self._counts[place] + 1
-        at = _PLACES_AT + place * _PLACE_SIZE
-        fields = (count, since, len(model), model, len(request_id), request_id, count)
-        self._write_note(at, _PLACE.pack(*fields))
+        fields = (since, len(model), model, len(request_id), request_id)
+        _PREPARING[place].write(self._page, count, *fields)
 
     def _finished(self, now: float) -> None:
         seconds = now - self._began
@@ -169,22 +220,9 @@ class StatusWriter(Observer):
 
     def _note(self, longest: float) -> float:
         now = time.monotonic()
-        self._count = count = self._count + 1
-        work, size, name = self._fields
-        self._write_note(_NOTE_AT, _NOTE.pack(count, now, longest, work, size, name, count))
+        self._count += 1
+        _MLX.write(self._page, self._count, now, longest, *self._fields)
         return now
-
-    def _write_note(self, at: int, data: bytes) -> None:
-        """Write a note whose first and last fields are its count, in their order."""
-        edge = _END.size
-        self._write(at, data[:edge])
-        self._write(at + edge, data[edge:-edge])
-        self._write(at + len(data) - edge, data[-edge:])
-
-    def _write(self, at: int, data: bytes) -> None:
-        # Not by `pack_into`, which fills the place with zeros before it writes. Whoever read at
-        # that moment would take the worker for hung since it was started.
-        self._page[at : at + len(data)] = data
 
 
 class StatusReader:
@@ -197,37 +235,27 @@ class StatusReader:
     def __init__(self, descriptor: int) -> None:
         self._page = mmap.mmap(descriptor, SIZE)
         now = time.monotonic()
-        _BEAT.pack_into(self._page, 0, now + _START)
-        _BEAT.pack_into(self._page, _SINCE_AT, now)
+        _write(self._page, 0, _SECONDS.pack(now + _START))
+        _MLX.write_seconds(self._page, 0, now)
 
     def read(self) -> WorkerStatus:
         """What the worker notes about itself, or noted last."""
-        _, since, longest, work, size, name, _ = self._read_note(_NOTE, _NOTE_AT)
-        (heartbeat,) = _BEAT.unpack_from(self._page, 0)
+        since, longest, work, size, name = _MLX.read(self._page)
+        (heartbeat,) = _SECONDS.unpack_from(self._page, 0)
         return WorkerStatus(
             heartbeat=heartbeat,
             work=_WORKS[min(work, len(_WORKS) - 1)],
             model=name[:size].decode(errors="replace"),
             since=since,
             longest=longest,
-            preparing=tuple(filter(None, map(self._read_place, range(PREPARERS)))),
+            preparing=tuple(filter(None, map(self._preparation, _PREPARING))),
         )
 
-    def _read_place(self, place: int) -> Preparation | None:
-        at = _PLACES_AT + place * _PLACE_SIZE
-        _, since, size, model, length, name, _ = self._read_note(_PLACE, at)
+    def _preparation(self, place: _Place) -> Preparation | None:
+        since, size, model, length, name = place.read(self._page)
         if not size and not length:
             return None
         return Preparation(model[:size].decode(), name[:length].decode(), since)
-
-    def _read_note(self, form: struct.Struct, at: int) -> tuple[Any, ...]:
-        """The fields of a note. Its last count is read first: no write has begun since then."""
-        for _ in range(100):  # it may be writing; or it died in the middle of it
-            end = _END.unpack_from(self._page, at + form.size - _END.size)
-            fields = form.unpack_from(self._page, at)
-            if _END.unpack_from(self._page, at) == end:
-                break
-        return fields
 
     def close(self) -> None:
         """Give the page back. `read` must not be called afterwards."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from mlx_guarded_llm.worker.status_page import StatusReader, StatusWriter, make_page
+from mlx_guarded_llm.worker import status_page
+from mlx_guarded_llm.worker.status_page import (
+    StatusReader,
+    StatusWriter,
+    WorkerStatus,
+    make_page,
+)
 
 
 @pytest.fixture
@@ -127,15 +135,14 @@ def test_very_many_names(page: int) -> None:
 
 def test_read_while_it_is_written_every_note_is_whole(page: int) -> None:
     """Written by another process, which no lock of this interpreter keeps from the page."""
-    reader, writer = StatusReader(page), StatusWriter(page)
-    writer.beat()
-    writer.ended()
+    reader = StatusReader(page)
     start = time.monotonic()
-    writer.preparing(2, "prepared", "ticket")
     code = """
 import sys
 from mlx_guarded_llm.worker.status_page import StatusWriter
 writer = StatusWriter(int(sys.argv[1]))
+writer.beat()
+writer.preparing(2, "prepared", "ticket")
 while True:
     writer.began("load", "loaded")
     writer.went_on()
@@ -147,25 +154,70 @@ while True:
     writer.preparing(1, "prepared", "ticket")
     writer.prepared(1)
 """
-    os.set_inheritable(page, True)
-    process = subprocess.Popen([sys.executable, "-c", code, str(page)], pass_fds=[page])
-    try:
+    with _another_process(code, page) as process:
         while not (first := reader.read()).work:
             assert process.poll() is None
         seen: set[tuple[str, str]] = {(first.work, first.model)}
         for _ in range(30_000):
             status = reader.read()
             seen.add((status.work, status.model))
-            assert start - 60 <= min(status.since, status.heartbeat)
-            assert status.longest < 60
-            for request in status.preparing:
-                assert (request.model, request.request_id) == ("prepared", "ticket")
-                assert request.since >= start
+            _is_whole(status, start)
+    assert {("load", "loaded"), ("step", "stepped")} <= seen
+    assert seen <= {("", ""), ("load", "loaded"), ("step", "stepped")}
+
+
+def test_a_writer_that_stops_at_any_byte_leaves_whole_notes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is killed there, or its machine gives it no time for as long as it likes."""
+    write = status_page._write
+    left = 0
+
+    def write_what_is_left(page: mmap.mmap, at: int, data: bytes) -> None:
+        nonlocal left
+        write(page, at, data[:left])
+        left = max(left - len(data), 0)
+
+    monkeypatch.setattr(status_page, "_write", write_what_is_left)
+    seen = []
+    for stop in range(5500):
+        page = make_page()
+        left = 10_000
+        reader, writer = StatusReader(page), StatusWriter(page)
+        os.close(page)
+        writer.began("load", "a" * 500)
+        left = stop
+        writer.preparing(0, "prepared", "ticket")
+        writer.began("step", "b" * 400)
+        status = reader.read()
+        prepared = tuple((one.model, one.request_id) for one in status.preparing)
+        if (one := (status.work, status.model, prepared)) not in seen:
+            seen.append(one)
+        reader.close()
+    assert seen == [
+        ("load", "a" * 500, ()),
+        ("load", "a" * 500, (("prepared", "ticket"),)),
+        ("step", "b" * 400, (("prepared", "ticket"),)),
+    ]
+
+
+@contextmanager
+def _another_process(code: str, page: int) -> Iterator[subprocess.Popen[bytes]]:
+    os.set_inheritable(page, True)
+    process = subprocess.Popen([sys.executable, "-c", code, str(page)], pass_fds=[page])
+    try:
+        yield process
     finally:
         process.kill()
         process.wait()
-    assert {("load", "loaded"), ("step", "stepped")} <= seen
-    assert seen <= {("", ""), ("load", "loaded"), ("step", "stepped")}
+
+
+def _is_whole(status: WorkerStatus, start: float) -> None:
+    assert start - 60 <= min(status.since, status.heartbeat)
+    assert status.longest < 60
+    for request in status.preparing:
+        assert (request.model, request.request_id) == ("prepared", "ticket")
+        assert request.since >= start
 
 
 def test_it_outlives_the_writer(page: int) -> None:
