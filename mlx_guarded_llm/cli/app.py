@@ -4,40 +4,54 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 
 from ..version import __version__
 from . import reporting
-from .commands.cancel import cancel
-from .commands.chat import chat
-from .commands.config import config
-from .commands.demo import demo
-from .commands.doctor import doctor
-from .commands.embed import embed
-from .commands.events import events
-from .commands.explain import explain
-from .commands.forgive import forgive
-from .commands.load import load
-from .commands.models import models
-from .commands.pull import pull
-from .commands.rm import rm
-from .commands.run import run
-from .commands.serve import serve
-from .commands.status import status
-from .commands.stop import stop
-from .commands.timeline import timeline
-from .commands.trace import trace
-from .commands.unload import unload
-from .commands.unpin import unpin
 from .console import out, show_any_character
+from .overview import COMMANDS, show_overview
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name. The module of one is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        function = getattr(import_module(f".commands.{name}", __package__), name)
+        alone = typer.Typer(
+            add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+        )
+        alone.command(name)(function)
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Application(TyperGroup):
     """Runs a command and reports every failure."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = cast("Any", _Commands())
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, in the order of the overview."""
+        return [*self.commands]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the overview. typer's own would import every command, and a parser of Markdown."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
+        show_overview(self.get_usage(ctx), str(self.help), options, str(self.epilog))
 
     def main(
         self,
@@ -86,17 +100,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Models": (run, chat, embed, models, pull, rm),
-    "A server: the one at --url or in MLX_GUARDED_URL, or your shared one": (
-        *(status, stop, load, unload, unpin, forgive),
-        *(cancel, explain, timeline, events),
-    ),
-    "This machine": (serve, config, demo, doctor, trace),
-}
-for _panel, _commands in _COMMANDS.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
 
 
 def _version(wanted: bool) -> None:
