@@ -166,7 +166,7 @@ def _write_tokenizer(folder: Path, pieces: list[str], context_window: int) -> No
             "type": "WordPiece",
             "unk_token": "[UNK]",
             "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 1_000_000,
+            "max_input_chars_per_word": 2_000,
             "vocab": {piece: number for number, piece in enumerate(pieces)},
         },
     }
