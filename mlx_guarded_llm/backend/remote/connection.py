@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import threading
 import time
 import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import tenacity
+import yarl
 
 from ...errors import (
     BackendClosed,
@@ -33,8 +36,9 @@ SILENCE = 120.0  # seconds without a byte, after which a server is taken for gon
 AGAIN = 10.0  # seconds in which a server that went away may come back
 CLOSING = 5.0  # seconds for calls under way to end
 
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
 # A server that is about to end says `ServerUnavailable`.
-_AWAY = (httpx.TransportError, ServerUnavailable)
+_AWAY = (*_BROKEN, ServerUnavailable)
 # What to do about statuses that come before a call is read.
 _HINTS = {
     401: "Give the server's key: Backend.connect(url, key=...), or MLX_GUARDED_KEY.",
@@ -56,16 +60,11 @@ class Connection:
 
     def __init__(self, url: str, key: str | None) -> None:
         self.url = url.rstrip("/")
-        base, transport = _address(self.url)
+        self._base, self._socket = _address(self.url)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(
-            base_url=base,
-            headers={**headers, "content-type": "application/json"},
-            timeout=httpx.Timeout(SILENCE, connect=CONNECT, pool=None),
-            transport=transport,
-            trust_env=False,  # no proxy stands before a server of one's own
-        )
+        self._headers = {**headers, "content-type": "application/json"}
         self._loop = asyncio.new_event_loop()
+        self._loop.call_soon(self._open)
         self._outbox = Outbox(self._loop)
         self._under_way: set[_Reply] = set()
         self._closed = False
@@ -126,12 +125,25 @@ class Connection:
         for reply in tuple(self._under_way):  # the loop has not come to these
             self._ended(reply)
 
+    def _open(self) -> None:  # on the loop, as aiohttp wants it
+        if self._socket:
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self._socket, limit=0)
+        else:
+            connector = aiohttp.TCPConnector(limit=0)
+        # Without the proxies of the environment: none stands before a server of one's own.
+        self._client = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE),
+        )
+
     async def _end(self) -> None:
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        await self._client.aclose()
+        await self._client.close()
 
     def _soon(self, do: Callable[[], object]) -> bool:
         """Have the loop do something, from any thread. Whether it still runs."""
@@ -174,7 +186,7 @@ class Connection:
             reply.end(away)
         except GuardedLLMError as error:
             reply.end(error)
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             reply.end(_gone(self.url, str(error) or type(error).__name__, reply.text))
         except Exception as error:  # a frame that cannot be read
             reply.end(_gone(self.url, f"its reply cannot be read ({error})", reply.text))
@@ -183,11 +195,12 @@ class Connection:
         content = frames.call_of(reply.rest()) if reply.attempts else body
         reply.attempts += 1
         reply.moved = False
-        async with self._client.stream("POST", f"{frames.PATH}{call}", content=content) as response:
-            if response.status_code != 200:
-                raise _refused(self.url, response, await response.aread())
+        where = f"{self._base}{frames.PATH}{call}"
+        async with self._client.post(where, data=content, allow_redirects=False) as response:
+            if response.status != 200:
+                raise await _refused(self.url, response)
             begun: list[bytes] = []  # parts of a line, which may be long
-            async for data in response.aiter_bytes():
+            async for data in response.content.iter_any():
                 reply.heard = time.monotonic()
                 part, *others = data.split(b"\n")
                 begun.append(part)
@@ -196,7 +209,7 @@ class Connection:
                         reply.take(frames.read_frame(line))
                     begun = [other]
         if not reply.over:
-            raise httpx.RemoteProtocolError("its reply broke off")
+            raise aiohttp.ClientPayloadError("its reply broke off")
 
 
 class Outbox:
@@ -329,14 +342,14 @@ class _Reply:
         )
 
 
-def _address(url: str) -> tuple[str, httpx.AsyncHTTPTransport]:
+def _address(url: str) -> tuple[str, str]:
+    """The first part of each call's URL, and the path of the Unix socket or ""."""
     parts = urllib.parse.urlsplit(url)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
     if parts.scheme == "unix" and parts.path and not parts.netloc:
-        path = str(Path(urllib.parse.unquote(parts.path)))
-        return "http://localhost", httpx.AsyncHTTPTransport(uds=path, limits=limits)
+        return "http://localhost", str(Path(urllib.parse.unquote(parts.path)))
     if parts.scheme in ("http", "https") and parts.netloc:
-        return url, httpx.AsyncHTTPTransport(limits=limits)
+        with suppress(ValueError):  # of a port, say
+            return str(yarl.URL(url)).rstrip("/"), ""
     raise InvalidRequest(
         f"{url[:200]!r} is no address of a server.",
         hint='Write "http://127.0.0.1:8080" or "unix:///path/of/the/socket".',
@@ -356,11 +369,11 @@ def _gone(url: str, why: str, text: str) -> ServerUnavailable:
     )
 
 
-def _refused(url: str, response: httpx.Response, body: bytes) -> GuardedLLMError:
+async def _refused(url: str, response: aiohttp.ClientResponse) -> GuardedLLMError:
     """What a status means that came before the call was read."""
-    status = response.status_code
+    status = response.status
     try:
-        said = httpx.Response(status, content=body).json()["error"]["message"]
+        said = json.loads(await response.read())["error"]["message"]
     except (ValueError, KeyError, TypeError):
         said = ""
     words = f"the server at {url} refused the call with status {status}: {said or 'no reason'}"

@@ -14,7 +14,7 @@ import pytest
 from mlx_guarded_llm.backend.remote.connection import Connection
 from mlx_guarded_llm.errors import BackendClosed
 
-pytest.importorskip("httpx")
+pytest.importorskip("aiohttp")
 
 
 @pytest.fixture
