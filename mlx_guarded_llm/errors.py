@@ -10,6 +10,7 @@
     │   ├── ModelNotFound         no alias, folder or repository of that name
     │   ├── ModelInvalid          a broken or half-fetched model folder
     │   ├── ModelUnsupported      architecture, quantisation or remote code
+    │   │   └── DraftMismatch     a draft whose tokens mean other text than the model's
     │   ├── PullFailed            a download or an import that did not end
     │   ├── LoadFailed            MLX refused weights that looked sound
     │   └── ModelQuarantined      the engine died of it, again and again
@@ -139,6 +140,10 @@ class ModelInvalid(ModelError):
 
 class ModelUnsupported(ModelError):
     """Sound files that this library or mlx-lm cannot run."""
+
+
+class DraftMismatch(ModelUnsupported):
+    """A draft whose tokenizer is not the model's: the same ids would mean other text."""
 
 
 class PullFailed(ModelError):

@@ -35,12 +35,16 @@ class Usage:
             answer counts as thinking, and so does a call in the thinking that was not made,
             with the token that shows it. 0 for an answer that was cancelled while its engine
             was dead.
+        drafted_tokens: tokens that the model's draft proposed to the engine that ended the answer.
+        accepted_tokens: of these, the ones that the model chose as well.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -84,7 +84,7 @@ class ModelRegistry:
         # What it took to embed one long text says nothing about the next.
         peak = 0 if files.spec.task == "embed" else measured.peak_bytes
         self._corrections.record(
-            files.fingerprint, weight_bytes=measured.weight_bytes, peak_bytes=peak
+            files.load_fingerprint, weight_bytes=measured.weight_bytes, peak_bytes=peak
         )
         self._count(measured.model, ledger)
 
@@ -98,7 +98,7 @@ class ModelRegistry:
 
     def _count(self, key: str, ledger: Ledger) -> None:
         files = self.files[key]
-        ledger.know_model(key, self._corrections.apply(files.fingerprint, predict(files)))
+        ledger.know_model(key, self._corrections.apply(files.load_fingerprint, predict(files)))
 
 
 def _fetch(
@@ -152,9 +152,10 @@ class _Warmer:
 
     def _read(self, files: ModelFiles) -> None:
         try:
-            if files.weight_bytes > available_ram() * _WARM_SHARE:
+            if files.load_bytes > available_ram() * _WARM_SHARE:
                 return
-            for path in files.weight_files:
+            draft = files.draft.weight_files if files.draft else ()
+            for path in (*files.weight_files, *draft):
                 with path.open("rb", buffering=0) as file:
                     if hasattr(os, "posix_fadvise"):
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

@@ -107,7 +107,7 @@ class Outlook:
                 now,
                 self.speeds,
                 work={r.id: _work(r) for r in self._pending.requests.values() if r.counted},
-                sizes={key: files.weight_bytes for key, files in self._registry.files.items()},
+                sizes={key: files.load_bytes for key, files in self._registry.files.items()},
                 loaded=self._listeners.loaded(),
                 newcomers=[new] if new is not None else [],
             )

@@ -92,6 +92,8 @@ def as_json(result: Result) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
+            "drafted_tokens": usage.drafted_tokens,
+            "accepted_tokens": usage.accepted_tokens,
         },
         "finish_reason": result.finish_reason,
         "guard": result.guard.as_dict(),
@@ -144,6 +146,8 @@ def guard_lines(result: Result) -> list[tuple[str, str]]:
     tokens = f"{usage.prompt_tokens} prompt, {usage.completion_tokens} generated" + (
         f", {usage.cached_tokens} cached" if usage.cached_tokens else ""
     )
+    if usage.drafted_tokens:
+        tokens += f", {usage.accepted_tokens} of {usage.drafted_tokens} drafted ones accepted"
     lines = [
         ("answered by", served + (f" {guard.fingerprint[:12]}" if guard.fingerprint else "")),
         ("tokens", tokens + (f", {speed}" if speed else "")),

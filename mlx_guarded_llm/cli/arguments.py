@@ -134,6 +134,15 @@ ContextWindow = Annotated[
         help="Tokens it may attend to.", show_default=False, min=1, rich_help_panel=LOADING
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help='Smaller model that drafts its answers, or "prompt".',
+        show_default=False,
+        autocompletion=model_names,
+        rich_help_panel=LOADING,
+    ),
+]
 
 
 def _writable(path: Path | None) -> Path | None:

@@ -12,7 +12,6 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from ..back_end import BACK_END_HINT
@@ -359,7 +358,7 @@ class Engine:
             resident, error = self._residency.load(
                 command.model,
                 command.files,
-                tokenizer=partial(tokenizers.get, command.model, command.files),
+                tokenizer=tokenizers.get,
                 progress=progress,
                 stop=lambda: self._thread.stopping,
             )
@@ -376,6 +375,8 @@ class Engine:
         }
         if resident is not None and resident.prefix_tokens is not None:
             details["prefix_tokens"] = resident.prefix_tokens
+        if resident is not None and resident.undrafted:
+            details["undrafted"] = resident.undrafted
         self._emit(
             JobEnded(
                 job_id=command.job_id,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..models.architectures import module_name
 from ..models.config import text_config
 from ..models.numbers import Numbers
-from ..models.spec import ModelFiles
+from ..models.spec import MOST_DRAFTED, ModelFiles
 from .cache_plan import CACHE_STEP, plan_caches
 
 _FUSED_HEAD_DIMS = (64, 80, 128)  # for these MLX's Metal kernel keeps scores on the chip
@@ -73,10 +73,33 @@ class Footprint:
 def predict(files: ModelFiles) -> Footprint:
     """Predict the footprint of a verified model. It may be wrong by a little, never by a factor.
 
-    What the config does not say is estimated on the large side.
+    What the config does not say is estimated on the large side. The draft of a model is part of it.
     """
     if files.spec.task == "embed":
         return _predict_encoder(files)
+    own = _predict_decoder(files)
+    if files.spec.draft is None:
+        return own
+    # The logits of several tokens are compared with what was drafted.
+    drafting = replace(own, logits_bytes=own.logits_bytes * (MOST_DRAFTED + 1))
+    return drafting if files.draft is None else _together(drafting, _predict_decoder(files.draft))
+
+
+def _together(model: Footprint, draft: Footprint) -> Footprint:
+    """The footprint of a model and its draft, which never compute at the same time."""
+    return replace(
+        model,
+        weight_bytes=model.weight_bytes + draft.weight_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token + draft.kv_bytes_per_token,
+        windows=model.windows + draft.windows,
+        state_bytes=model.state_bytes + draft.state_bytes,
+        activation_bytes=max(model.activation_bytes, draft.activation_bytes),
+        score_bytes=max(model.score_bytes, draft.score_bytes),
+    )
+
+
+def _predict_decoder(files: ModelFiles) -> Footprint:
+    """The footprint of a language model without a draft."""
     config = text_config(files.config)
     module = _language_module(config)
     width = files.activation_bytes

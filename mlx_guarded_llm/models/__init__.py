@@ -11,11 +11,12 @@ from .aliases import Alias
 from .card import ModelCard
 from .catalog import Catalog, OnDisk
 from .gguf import import_gguf
-from .spec import LOAD_OPTIONS, ModelFiles, ModelSpec, OnProgress, Progress
+from .spec import LOAD_OPTIONS, PROMPT_LOOKUP, ModelFiles, ModelSpec, OnProgress, Progress
 from .verify import verify
 
 __all__ = [
     "LOAD_OPTIONS",
+    "PROMPT_LOOKUP",
     "Alias",
     "Catalog",
     "ModelCard",

@@ -9,6 +9,7 @@ The file holds one table for each name; relative folders count from the file:
     kv_bits = 8
     kv_group_size = 64
     context_window = 4096
+    draft = "prompt"
     task = "embed"
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 
 from ..errors import InvalidRequest
 from ..json_values import plain_scalar, shown
-from .spec import Task
+from .spec import PROMPT_LOOKUP, Task
 
 KV_BITS = (2, 4, 8)  # what mlx_lm's QuantizedKVCache packs without a remainder
 KV_GROUP_SIZES = (32, 64, 128)
@@ -46,6 +47,7 @@ class Alias:
     kv_bits: int | None = None
     kv_group_size: int = 64
     context_window: int | None = None
+    draft: str | None = None
     task: Task | None = None
     source: Path | None = None
 
@@ -143,9 +145,21 @@ def check_options(
         checked[name] = plain
     if checked.get("adapter_path") is not None:
         checked["adapter_path"] = str(absolute(checked["adapter_path"], base))
+    draft = checked.get("draft")
+    if draft is not None and draft != PROMPT_LOOKUP:
+        checked["draft"] = _folder_or_name(str(draft), base)
     if checked.get("kv_group_size", 0) is None:
         del checked["kv_group_size"]
     return checked
+
+
+def _folder_or_name(name: str, base: Path | None) -> str:
+    """The absolute path of a folder, or the name of a model if there is no such folder."""
+    try:
+        folder = absolute(name, base)
+    except InvalidRequest:  # the working folder was removed
+        return name
+    return str(folder) if folder.is_dir() else name
 
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
@@ -195,6 +209,11 @@ def _context_window(value: object) -> str:
     return "" if value is None or fine else f"an integer, 1 to {_MAX_WINDOW}, or None"
 
 
+def _draft(value: object) -> str:
+    wanted = f"the name of a model, or {PROMPT_LOOKUP!r}"
+    return _text(str(value) if isinstance(value, Path) else value) and wanted
+
+
 def _task(value: object) -> str:
     fine = value is None or (isinstance(value, str) and value in ("generate", "embed"))
     return "" if fine else "'generate', 'embed' or None"
@@ -206,5 +225,6 @@ _CHECKS: Mapping[str, Callable[[object], str]] = {
     "kv_bits": _kv_bits,
     "kv_group_size": _kv_group_size,
     "context_window": _context_window,
+    "draft": _draft,
     "task": _task,
 }

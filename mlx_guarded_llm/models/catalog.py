@@ -27,7 +27,7 @@ from .aliases import BUILT_IN, Alias, absolute, check_options, read_aliases
 from .card import ModelCard, make_card
 from .locks import fetch_lock
 from .naming import model_name, split_options, with_options
-from .spec import LOAD_OPTIONS, Kind, ModelFiles, ModelSpec, OnProgress, Task
+from .spec import LOAD_OPTIONS, PROMPT_LOOKUP, Kind, ModelFiles, ModelSpec, OnProgress, Task
 from .verify import is_embedder, not_generating, verify
 
 APP = "mlx-guarded-llm"
@@ -99,9 +99,9 @@ class Catalog:
         Args:
             name: alias, folder, or "org/repo"; an alias in any case. Options may follow it in
                 brackets, see `naming`.
-            **options: revision, adapter_path, kv_bits, kv_group_size, context_window and task,
-                which override those of the alias; None has no effect. The default task is "embed"
-                for a model on disk that can only embed, and otherwise "generate".
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window, draft and
+                task, which override those of the alias; None has no effect. The default task is
+                "embed" for a model on disk that can only embed, and otherwise "generate".
 
         Raises:
             InvalidRequest: an option is unknown, out of range or meaningless for the task.
@@ -135,7 +135,34 @@ class Catalog:
         if task is None:
             task = self._usual_task(spec)
         _check_spec(spec, task)
+        if spec.draft not in (None, PROMPT_LOOKUP):
+            self._check_draft(spec)
         return replace(spec, task=task)
+
+    def _check_draft(self, spec: ModelSpec) -> None:
+        """Refuse a draft whose name means nothing."""
+        draft, _ = self._split(str(spec.draft))
+        try:
+            if draft not in self._aliases:
+                self._locate(draft, None)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"{spec.name} is to have the draft {draft[:200]!r}, which means no model.",
+                hint=error.hint,
+            ) from None
+
+    def draft_of(self, spec: ModelSpec) -> ModelSpec | None:
+        """What the draft of a model is; None if it has none that is a model.
+
+        Raises:
+            InvalidRequest: an option in the brackets of its name is wrong.
+            ModelNotFound: its name means nothing.
+        """
+        if spec.draft in (None, PROMPT_LOOKUP):
+            return None
+        # A draft has a plain KV cache and no draft of its own, whatever its alias says.
+        named = self.resolve(str(spec.draft), task="generate")
+        return replace(named, kv_bits=None, kv_group_size=64, draft=None)
 
     def full_name(self, name: str | Path, **options: object) -> str:
         """A name with its options as it is displayed: all in one pair of brackets, sorted.
@@ -188,7 +215,7 @@ class Catalog:
     def ensure(
         self, spec: ModelSpec, *, progress: OnProgress | None = None, offline: bool = False
     ) -> ModelFiles:
-        """Make sure a model is on disk and valid, and download it if necessary.
+        """Make sure a model and its draft are on disk and valid; download them if necessary.
 
         Concurrent calls for one model, in threads or processes, download it once.
 
@@ -204,6 +231,14 @@ class Catalog:
             ModelUnsupported: the files are valid, but mlx-lm cannot run the model.
             PullFailed: the download or import failed.
         """
+        files = self._ensure(spec, progress, offline)
+        draft = self.draft_of(spec)
+        if draft is None:
+            return files
+        return replace(files, draft=self._ensure(draft, progress, offline))
+
+    def _ensure(self, spec: ModelSpec, progress: OnProgress | None, offline: bool) -> ModelFiles:
+        """Make sure of one model, whatever its draft."""
         found = self.find(spec)
         if found is not None:
             return found
@@ -402,10 +437,17 @@ def _check_spec(spec: ModelSpec, task: Task) -> None:
             f"{spec.name}: revision is {spec.revision!r}, but only repositories have revisions.",
             hint="Leave it out.",
         )
-    if task == "embed" and (spec.kv_bits is not None or spec.adapter_path is not None):
+    given = (spec.kv_bits, spec.adapter_path, spec.draft)
+    if task == "embed" and any(option is not None for option in given):
         raise InvalidRequest(
-            f"{spec.name}: kv_bits and adapter_path are for models that generate.",
+            f"{spec.name}: kv_bits, adapter_path and draft are for models that generate.",
             hint="Leave them out.",
+        )
+    if spec.draft is not None and spec.kv_bits is not None:
+        raise InvalidRequest(
+            f"{spec.name}: draft is {spec.draft!r} and kv_bits is {spec.kv_bits}; a draft needs a "
+            "KV cache that is not quantised.",
+            hint="Leave out one of them.",
         )
     if spec.kind == "builtin" and builtin.NAMES[spec.location].task != task:
         if task == "generate":

@@ -99,7 +99,7 @@ def _read(text: str) -> dict[str, Any] | None:
 
 def _value(option: str, text: str) -> Any:
     value = json.loads(text) if text.startswith('"') else text
-    number = option not in ("revision", "adapter_path") and re.fullmatch(r"[0-9]+", value)
+    number = option not in ("revision", "adapter_path", "draft") and re.fullmatch(r"[0-9]+", value)
     return int(value) if number else value
 
 

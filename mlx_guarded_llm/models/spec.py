@@ -15,7 +15,16 @@ Kind = Literal["folder", "hub", "builtin"]
 Task = Literal["generate", "embed"]
 
 # Fields of `ModelSpec` that every call accepts that names a model.
-LOAD_OPTIONS = ("revision", "adapter_path", "kv_bits", "kv_group_size", "context_window")
+LOAD_OPTIONS = (
+    "revision",
+    "adapter_path",
+    "kv_bits",
+    "kv_group_size",
+    "context_window",
+    "draft",
+)
+MOST_DRAFTED = 16  # tokens that a draft proposes at once
+PROMPT_LOOKUP = "prompt"  # the draft that looks up what the prompt and the answer repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,7 @@ class ModelSpec:
         kv_bits: quantise the KV cache to this many bits; None for no quantisation.
         kv_group_size: how many elements share a scale in a quantised KV cache.
         context_window: overrides that of the config.
+        draft: the model that drafts its answers, by name, or `PROMPT_LOOKUP`.
         task: "generate" answers, or "embed" texts.
         given: the options that were given with the name or in its brackets, except those that the
             catalog has for it anyway; None if only the name was given.
@@ -45,6 +55,7 @@ class ModelSpec:
     kv_bits: int | None = None
     kv_group_size: int = 64
     context_window: int | None = None
+    draft: str | None = None
     task: Task = "generate"
     given: tuple[tuple[str, object], ...] | None = field(default=None, compare=False)
 
@@ -78,6 +89,7 @@ class ModelFiles:
         fingerprint: changes whenever the weights, config or adapters change.
         context_window: tokens the model can attend to.
         revision: commit of the repository it came from, or "".
+        draft: of the model that drafts its answers; None without one.
     """
 
     spec: ModelSpec
@@ -93,6 +105,17 @@ class ModelFiles:
     activation_bytes: int = 4
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     chat: Chat = field(default_factory=Chat)
+    draft: ModelFiles | None = None
+
+    @property
+    def load_bytes(self) -> int:
+        """The weights that a load reads: its own, and those of its draft."""
+        return self.weight_bytes + (self.draft.weight_bytes if self.draft else 0)
+
+    @property
+    def load_fingerprint(self) -> str:
+        """Changes whenever anything changes that a load reads."""
+        return f"{self.fingerprint}+{self.draft.fingerprint}" if self.draft else self.fingerprint
 
     @cached_property
     def sampling(self) -> Mapping[str, float]:
@@ -100,6 +123,11 @@ class ModelFiles:
         from .generation import own_sampling
 
         return own_sampling(self.generation, self.spec.name)
+
+
+def draft_name(model: str) -> str:
+    """What the draft of a model is called where models have names."""
+    return f"{model} (draft)"
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ class ModelEntry(Section):
     kv_bits: int | None = Field(default=None, description="Bits of the KV cache: 2, 4 or 8.")
     kv_group_size: int | None = Field(default=None, description="Values of it that share a scale.")
     context_window: Count | None = Field(default=None, description="Tokens it may attend to.")
+    draft: str | None = Field(
+        default=None, description='Smaller model that drafts its answers, or "prompt".'
+    )
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:

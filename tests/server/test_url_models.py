@@ -291,3 +291,15 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_settings(None, {"models": {"far": {"url": "http://h/v1", "key_env": "FAR_KEY"}}})
     assert KEY not in repr(list(in_force(loaded))) + repr(loaded.settings)
     assert isinstance(loaded.settings, Settings)
+
+
+def test_drafted_tokens_come_through(serve: Serve, scripted: MakeModel) -> None:
+    looping = scripted("The quick brown fox jumps over the lazy dog. ", loop=True)
+    behind = serve(models={"fox": {"model": looping, "draft": "prompt"}})
+    front = serve(models={"far": {"url": f"{behind.url}/v1", "model": "fox"}})
+    with openai_client(front) as client:
+        answer = client.chat.completions.create(model="far", messages=ASK, max_tokens=60)
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None and details.accepted_prediction_tokens
+    assert details.rejected_prediction_tokens == 0

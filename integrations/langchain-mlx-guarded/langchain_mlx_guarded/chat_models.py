@@ -68,7 +68,7 @@ class ChatMLXGuarded(SharesBackend, CachesFullAnswers):
     answer came from is in `response_metadata["guard"]`; `mlx_guarded_llm.taint(messages)`
     tells which messages rest on one that was not as asked.
 
-    The options of a load (`revision` to `context_window`) are for this model, not for the
+    The options of a load (`revision` to `draft`) are for this model, not for the
     fallbacks; a fallback's stand in brackets: `phi3-mini[kv_bits=8]`. They and every
     sampling option below may be given to one call as well, as may `tools`,
     `tool_choice`, `schema`, `regex`, `grammar`, `response_format`, `accept`, `request_id`
@@ -94,6 +94,9 @@ class ChatMLXGuarded(SharesBackend, CachesFullAnswers):
     kv_group_size: int | None = None
     context_window: int | None = None
     """Tokens the model may attend to; None takes what its files say."""
+
+    draft: str | Path | None = None
+    """A smaller model that drafts the answers, or "prompt" to look them up in the prompt."""
 
     max_tokens: int | None = None
     """Tokens to generate at most. None begins with 1024 and takes more when they are needed."""

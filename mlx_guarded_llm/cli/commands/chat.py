@@ -42,6 +42,7 @@ def chat(
     kv_bits: arguments.KVBits = None,
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
+    draft: arguments.Draft = None,
     load_wait: arguments.LoadWait = None,
     memory_budget: arguments.MemoryBudget = None,
     url: arguments.Url = None,
@@ -60,6 +61,7 @@ def chat(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         context_window=context_window,
+        draft=draft,
     )
     model = with_options(model, loading)
     asked: dict[str, Any] = arguments.given(

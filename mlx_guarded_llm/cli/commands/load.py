@@ -26,6 +26,7 @@ def load(
     kv_bits: arguments.KVBits = None,
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
+    draft: arguments.Draft = None,
     url: arguments.Url = None,
     as_json_: arguments.AsJson = False,
 ) -> None:
@@ -44,6 +45,7 @@ def load(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         context_window=context_window,
+        draft=draft,
     )
     with backends.open_server(url) as backend:
         try:

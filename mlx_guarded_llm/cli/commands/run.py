@@ -51,6 +51,7 @@ def run(
     kv_bits: arguments.KVBits = None,
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
+    draft: arguments.Draft = None,
     load_wait: arguments.LoadWait = None,
     memory_budget: arguments.MemoryBudget = None,
     url: arguments.Url = None,
@@ -78,6 +79,7 @@ def run(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         context_window=context_window,
+        draft=draft,
     )
     asked: dict[str, Any] = arguments.given(
         timeout=timeout,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -19,15 +20,17 @@ from mlx_lm.generate import (
     PromptProcessingBatch,
     StopSequences,
 )
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
-from ..residency.device_memory import wired_limit_kept
+from ..residency.device_memory import clear_cache, wired_limit_kept
 from ..residency.prefix import PrefixCache
 from .conversion import lists
 from .decoder import BESIDE, Prefilled, Token, TokenSequence, Update
 from .sampling import Picked, Row, Rows
+from .speculation import Speculation
 
 _LEAST = 32  # tokens, the smallest chunk
+_CLEARED = 512  # passes after which MLX's unused buffers are freed, as mlx-lm does
 
 
 class _Ends(StopSequences):
@@ -148,6 +151,78 @@ class _Generation(_SingleRow, GenerationBatch):
         self._unbatch()
         return super().next()
 
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft may be verified: there is one row, and the first token is out."""
+        return len(self.uids) == 1 and self._num_tokens[0] > 0 and self._ahead is None
+
+    @property
+    def history(self) -> list[int]:
+        """The tokens of the only row which its caches hold."""
+        tokens: list[int] = self.tokens[0]
+        return tokens
+
+    @property
+    def row(self) -> Row:
+        """The sampling state of the only row."""
+        row: Row = self.samplers[0]
+        return row
+
+    def pending(self) -> mx.array | None:
+        """(1,) the next token of the only row, once it is computed; None if the row ends there."""
+        return self._next_tokens if self._all_go_on(lists(self._next_tokens)) else None
+
+    @property
+    def left(self) -> int:
+        """How many more tokens the only row may have after the pending one."""
+        return int(self.max_tokens[0] - self._num_tokens[0] - 1)
+
+    def verify(self, drafted: mx.array) -> list[GenerationBatch.Response]:
+        """The pending token of the only row, and the drafted ones that the model chooses too.
+
+        One pass computes the logits after each of them. Every position gets the state that it
+        would have alone, so the tokens are those of single steps.
+
+        Args:
+            drafted: (tokens,) what may follow the pending token.
+        """
+        self._unbatch()
+        row, history, most = self.row, self.history, len(drafted)
+        inputs = mx.concatenate([self._next_tokens, drafted.astype(self._next_tokens.dtype)])
+        logits = self.model(inputs[None], cache=self.prompt_cache)[0]
+        rows = Rows([replace(row, index=row.index + i) for i in range(most + 1)])
+        if rows.penalised:
+            fed = lists(inputs)
+            logits = rows.penalise(logits, [history + fed[:i] for i in range(most + 1)], inputs)
+        picked = rows.pick(logits)
+        (before,) = self._next_logprobs
+        mx.eval(inputs, picked.arrays(), before[0].arrays())
+        fed, own = lists(inputs), lists(picked.tokens)
+        chosen = [before, *((picked, i) for i in range(most))]
+        responses = []
+        for i, token in enumerate(fed):
+            if i > 0 and token != own[i - 1]:
+                break
+            self._num_tokens[0] += 1
+            ends = token in self.stop_sequences[0].tokens
+            reason = "length" if self._num_tokens[0] >= self.max_tokens[0] else None
+            reason = "stop" if ends else reason
+            responses.append(self.Response(self.uids[0], token, chosen[i], reason, None, None))
+            if reason is not None:
+                break
+        count = len(responses)
+        trim_prompt_cache(self.prompt_cache, most + 1 - count)
+        history.extend(fed[:count])
+        row.index += count
+        self._rows = None  # it was made for the index before
+        self._next_tokens = picked.tokens[count - 1 : count]
+        self._next_logprobs = [(picked, count - 1)]
+        last = responses[-1]
+        if last.finish_reason is not None:
+            last.prompt_cache, last.all_tokens = self.extract_cache(0), history
+            self.filter([])
+        return responses
+
     def extend(self, batch: _Generation) -> None:
         """Add the rows of another batch."""
         single = batch._single and not self.uids
@@ -256,6 +331,7 @@ class ContinuousBatch:
         max_active: the most rows.
         prefill_step_size: prompt tokens computed at once, over all prompts; a quarter of it
             between two decode steps.
+        speculation: drafts tokens for a request that is alone; None for no drafts.
     """
 
     def __init__(
@@ -266,8 +342,11 @@ class ContinuousBatch:
         *,
         max_active: int,
         prefill_step_size: int,
+        speculation: Speculation | None = None,
     ) -> None:
         self._prefix = prefix
+        self._speculation = speculation
+        self._verified = 0  # passes
         self._prefill_step_size = prefill_step_size
         self._kept_kinds = _kept_kinds(model) if prefix.keeps else frozenset()
         self._stops = _Ends(tokenizer.eos_token_ids)
@@ -324,12 +403,12 @@ class ContinuousBatch:
         for uid in uids:
             self._keep(uid)
             self._batch.remove([uid])
-            del self._sequences[uid]
+            self._forget(uid)
 
     def step(self, *, beside: bool = False) -> list[Update]:
         """Compute one prefill chunk, and one token for every row that has its prompt."""
         self._batch.prefill_step_size = self._chunk(beside)
-        prompts, tokens = self._batch.next()
+        prompts, tokens = self._next(beside)
         self._keep_boundaries(prompts)
         updates: list[Update] = []
         for r in prompts:
@@ -345,8 +424,32 @@ class ContinuousBatch:
             updates.append(Token(sequence.request_id, r.token, logprob, top, r.finish_reason))
             if r.finish_reason is not None:
                 self._prefix.insert(r.all_tokens, r.prompt_cache, "assistant")
-                del self._sequences[r.uid]
+                self._forget(r.uid)
         return updates
+
+    def _next(self, beside: bool) -> tuple[list[Any], list[Any]]:
+        """What a step gives: progress of prompts, and tokens."""
+        speculation = self._speculation
+        generation = cast(_Generation, self._batch._generation_batch)
+        if speculation is not None and len(self._sequences) == 1 and generation.drafts:
+            (sequence,) = self._sequences.values()
+            drafted = speculation.draft(generation, sequence, beside=beside)
+            if drafted is not None:
+                tokens = generation.verify(drafted)
+                speculation.verified(len(tokens))
+                self._verified += 1
+                if self._verified % _CLEARED == 0:
+                    clear_cache()
+                return [], tokens
+        elif speculation is not None:
+            speculation.rest()
+        prompts, tokens = self._batch.next()
+        return prompts, tokens
+
+    def _forget(self, uid: int) -> None:
+        sequence = self._sequences.pop(uid)
+        if self._speculation is not None:
+            self._speculation.end(sequence)
 
     def _keep(self, uid: int) -> None:
         """Keep what was computed of a row that leaves early: whoever asks again goes on from it."""

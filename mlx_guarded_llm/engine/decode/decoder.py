@@ -26,6 +26,8 @@ class TokenSequence:
         emitted: how many tokens at the end of the prompt belong to the answer.
         constraint: the grammar of the answer, at its beginning.
         cached: prompt tokens found in the prefix cache; set when it is inserted.
+        drafted: tokens of the answer that were drafted so far.
+        accepted: how many of these the model chose itself.
     """
 
     request_id: str
@@ -37,6 +39,8 @@ class TokenSequence:
     emitted: int = 0
     constraint: Constraint | None = None
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -107,6 +107,17 @@ class Penalties:
 def changes_logits(params: SamplingParams) -> bool:
     """Whether a request has a bias or a penalty."""
     return bool(params.logit_bias) or _penalised(params)
+
+
+def without_penalties(params: SamplingParams) -> SamplingParams:
+    """The same parameters without bias and penalties."""
+    return replace(
+        params,
+        logit_bias={},
+        repetition_penalty=None,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+    )
 
 
 def _penalised(params: SamplingParams) -> bool:

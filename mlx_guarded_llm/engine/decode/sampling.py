@@ -109,6 +109,7 @@ class Rows:
 
     Attributes:
         constrained: at least one row has a grammar.
+        penalised: at least one row has a bias or a penalty.
         top: the largest number of alternatives that a row asks for.
     """
 
@@ -118,7 +119,8 @@ class Rows:
         params = [row.params for row in self.rows]
         self.constrained = any(row.constraint is not None for row in self.rows)
         self.top = max((p.top_logprobs for p in params), default=0)
-        self._penalties = Penalties(params) if any(map(changes_logits, params)) else None
+        self.penalised = any(map(changes_logits, params))
+        self._penalties = Penalties(params) if self.penalised else None
         ways: dict[Way, list[int]] = {}
         for i, row in enumerate(self.rows):
             ways.setdefault(row.way, []).append(i)

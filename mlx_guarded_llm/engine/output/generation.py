@@ -121,7 +121,12 @@ class Generation:
             finish_reason=last.finish_reason or reason,
             stop_string=self.prepared.pipeline.stop_string,
             usage=Usage(
-                prompt_tokens, self.tokens, cached, self.prepared.pipeline.reasoning_tokens
+                prompt_tokens,
+                self.tokens,
+                cached,
+                self.prepared.pipeline.reasoning_tokens,
+                sequence.drafted,
+                sequence.accepted,
             ),
         )
         self._end(chunk=chunk)

@@ -18,6 +18,7 @@ from ...errors import (
 )
 from ...logs import get_logger
 from ...models.encoders import only_embeds
+from ...models.spec import draft_name
 from ..decode.decoder import TokenSequence
 from ..decode.grammars import Grammars, logits_width
 from ..decode.microbatch import EncodedTexts
@@ -149,6 +150,7 @@ class Preparer:
         """Drop what was kept for the requests of a model that was unloaded."""
         for resources in (self._short, self._long):
             resources.tokenizers.release(model)
+            resources.tokenizers.release(draft_name(model))
             resources.grammars.forget(model)
 
     # ---- on the executor's threads, from here on ---------------------------------------
@@ -178,6 +180,8 @@ class Preparer:
         with contextlib.suppress(BaseException):
             if self._dead is None:
                 self.tokenizers.get(command.model, command.files)
+                if command.files.draft is not None:
+                    self.tokenizers.get(draft_name(command.model), command.files.draft)
 
     def _report(self, command: Preparing, task: Task) -> Report | None:
         """The report of `_carry_out`, or of what it raised."""

@@ -55,6 +55,19 @@ def keepable_tokens(model: Any) -> int:
     return min(sizes) if within else 0
 
 
+def trimmable_tokens(model: Any) -> int:
+    """The length up to which its KV caches can be cut back to an earlier token, in tokens.
+
+    Returns:
+        0 if they never can; the size of the smallest window, if they have any; `UNBOUNDED` else.
+    """
+    caches = make_prompt_cache(model)
+    if not keepable_tokens(model) or not can_trim_prompt_cache(caches):
+        return 0
+    sizes = [size for part in _parts(caches) for size in _windows(part).values()]
+    return min(sizes, default=UNBOUNDED)
+
+
 def _same_when_kept(model: Any, *, window: int | None) -> bool:
     """Whether a kept cache gives the same logits as a fresh one."""
     try:

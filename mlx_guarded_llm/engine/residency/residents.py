@@ -11,7 +11,7 @@ import mlx.core as mx
 from ...errors import BackendClosed, GuardedLLMError
 from ...logs import get_logger
 from ...memory.budget import limits
-from ...models.spec import ModelFiles
+from ...models.spec import ModelFiles, draft_name
 from ..decode.batch import ContinuousBatch
 from ..decode.batchable import batchable
 from ..decode.decoder import Decoder, Update
@@ -20,6 +20,7 @@ from ..decode.sequential import SequentialDecoder
 from ..protocol import EngineOptions
 from . import loading
 from .device_memory import release, wire_memory
+from .drafting import check_tokens, drafting
 from .keepable import keepable_tokens
 from .prefix import PrefixCaches
 
@@ -36,6 +37,7 @@ class Resident:
         reported_bytes: the `peak_bytes` that were reported to the backend last.
         build: makes a fresh decoder for it.
         prefix_tokens: length of the longest prompt whose KV cache is kept; None for any.
+        undrafted: why its draft is not used; "" if it is, or there is none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Resident:
     build: Callable[[], Decoder | EncoderBatch]
     decoder: Decoder | EncoderBatch
     prefix_tokens: int | None = None
+    undrafted: str = ""
     peak_bytes: int = 0
     reported_bytes: int = 0
 
@@ -104,24 +107,36 @@ class Residency:
         name: str,
         files: ModelFiles,
         *,
-        tokenizer: Callable[[], Any],
+        tokenizer: Callable[[str, ModelFiles], Any],
         progress: Callable[[int, int], None],
         stop: Callable[[], bool],
     ) -> tuple[Resident | None, GuardedLLMError | None]:
         """Load a model. Returns it, or the error; nothing is raised.
 
         Args:
-            tokenizer: returns its tokenizer, and waits for it if another thread is reading it.
+            tokenizer: returns the tokenizer of a model, which may be the draft; it waits for it if
+                another thread is reading it.
         """
         before = mx.get_active_memory()
-        try:
-            model = loading.load(
-                files,
+        done = 0
+
+        def load(part: ModelFiles) -> Any:
+            nonlocal done
+            base = done
+            done += part.weight_bytes
+            return loading.load(
+                part,
                 slice_bytes=self._options.load_slice_bytes,
-                progress=progress,
+                progress=lambda n, _: progress(base + n, files.load_bytes),
                 stop=stop,
             )
-            build = self._builder(model, tokenizer(), name, files)
+
+        try:
+            own = tokenizer(name, files)
+            if files.draft is not None:
+                check_tokens(own, tokenizer(draft_name(name), files.draft), files)
+            model = load(files)
+            build, undrafted = self._builder(model, own, name, files, load)
             decoder = build()
             resident = Resident(
                 name,
@@ -129,6 +144,7 @@ class Residency:
                 build,
                 decoder,
                 prefix_tokens=self.prefixes.max_tokens(name),
+                undrafted=undrafted,
             )
         except loading.GivenUp:
             error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")
@@ -140,14 +156,14 @@ class Residency:
             return resident, None
         model = build = decoder = None  # type: ignore[assignment]  # these are the last references
         release()
-        self.prefixes.drop(name)
+        self._forget(name)
         return None, error
 
     def release(self, resident: Resident) -> int:
         """Drop a model and free its memory. Returns the bytes freed."""
         before = mx.get_active_memory()
         resident.clear()
-        self.prefixes.drop(resident.name)
+        self._forget(resident.name)
         release()
         freed = int(before - mx.get_active_memory())
         if freed <= 0:
@@ -156,20 +172,39 @@ class Residency:
             )
         return freed
 
+    def _forget(self, name: str) -> None:
+        self.prefixes.drop(name)
+        self.prefixes.drop(draft_name(name))
+
     def _builder(
-        self, model: Any, tokenizer: Any, name: str, files: ModelFiles
-    ) -> Callable[[], Decoder | EncoderBatch]:
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        files: ModelFiles,
+        load: Callable[[ModelFiles], Any],
+    ) -> tuple[Callable[[], Decoder | EncoderBatch], str]:
+        """What makes its decoders, and why its draft is not used."""
         spec = files.spec
         if isinstance(model, Encoder):
             padding = tokenizer.pad_token_id or 0
             if 0 < files.vocabulary <= padding:  # it has no embedding; the mask hides any other
                 padding = 0
             most = self.limits.embed_step_size
-            return lambda: EncoderBatch(model, padding=padding, max_tokens=most)
+            return lambda: EncoderBatch(model, padding=padding, max_tokens=most), ""
         loading.check_kv_bits(model, spec)
         whole = spec.kv_bits is None  # quantised caches can be neither merged nor kept
         together = whole and batchable(model)
         kept = keepable_tokens(model) if whole and self.prefixes.max_bytes else 0
+        drafts = drafting(
+            model,
+            files,
+            name,
+            together=together,
+            load=load,
+            prefixes=self.prefixes,
+            chunk=self.limits.prefill_step_size,
+        )
 
         def build() -> Decoder:
             prefix = self.prefixes.open(name, max_tokens=kept)
@@ -180,6 +215,7 @@ class Residency:
                     prefix,
                     max_active=self._options.max_active,
                     prefill_step_size=self.limits.prefill_step_size,
+                    speculation=drafts.build() if drafts.build else None,
                 )
             return SequentialDecoder(
                 model,
@@ -190,7 +226,7 @@ class Residency:
                 kv_group_size=spec.kv_group_size,
             )
 
-        return build
+        return build, drafts.unusable
 
 
 def device() -> dict[str, Any]:

@@ -254,12 +254,16 @@ def _count(value: Any) -> int:
 
 
 def _usage(usage: Any) -> Usage:
-    prompt, said = member(usage, "prompt_tokens_details"), "completion_tokens_details"
+    prompt = member(usage, "prompt_tokens_details")
+    said = member(usage, "completion_tokens_details")
+    accepted = _count(member(said, "accepted_prediction_tokens"))
     return Usage(
         prompt_tokens=_count(member(usage, "prompt_tokens")),
         completion_tokens=_count(member(usage, "completion_tokens")),
         cached_tokens=_count(member(prompt, "cached_tokens")),
-        reasoning_tokens=_count(member(member(usage, said), "reasoning_tokens")),
+        reasoning_tokens=_count(member(said, "reasoning_tokens")),
+        drafted_tokens=accepted + _count(member(said, "rejected_prediction_tokens")),
+        accepted_tokens=accepted,
     )
 
 

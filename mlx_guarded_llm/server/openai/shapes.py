@@ -56,13 +56,16 @@ def usage_of(usages: Iterable[Usage], prompts: int = 1) -> dict[str, Any]:
     firsts = each[:: max(1, len(each) // prompts)]
     prompt = sum(usage.prompt_tokens for usage in firsts)
     completion = sum(usage.completion_tokens for usage in each)
+    accepted = sum(usage.accepted_tokens for usage in each)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
         "completion_tokens_details": {
-            "reasoning_tokens": sum(usage.reasoning_tokens for usage in each)
+            "reasoning_tokens": sum(usage.reasoning_tokens for usage in each),
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(usage.drafted_tokens for usage in each) - accepted,
         },
     }
 

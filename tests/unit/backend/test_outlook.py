@@ -28,7 +28,7 @@ class Bench:
     def __init__(self) -> None:
         self.guard = Guard(GuardLimits(max_active=1, max_queue=2))
         self.pending = Pending(100)
-        files = {"phi3": SimpleNamespace(weight_bytes=1)}
+        files = {"phi3": SimpleNamespace(load_bytes=1)}
         self.outlook = Outlook(
             self.pending,
             cast(Any, SimpleNamespace(files=files)),

@@ -114,6 +114,8 @@ def test_json_is_one_object(backend: FakeBackend, run: Run) -> None:
         "total_tokens": 8,
         "cached_tokens": 0,
         "reasoning_tokens": 0,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
     }
     assert answer["finish_reason"] == "stop"
     assert answer["guard"]["served_model"] == "tiny"

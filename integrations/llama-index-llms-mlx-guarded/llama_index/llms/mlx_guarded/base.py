@@ -183,6 +183,9 @@ class MLXGuarded(GrammarStructuredLLM):
         default=None,
         description="Tokens the model may attend to; None reads it from the model's files.",
     )
+    draft: str | Path | None = Field(
+        default=None, description='A smaller model that drafts the answers, or "prompt".'
+    )
     is_function_calling_model: bool | None = Field(
         default=None,
         description="None: whether it takes messages, since a grammar holds its calls. False "
