@@ -45,6 +45,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .holder import Holder
+
 if TYPE_CHECKING:
     from .results import Provenance, Result
 
@@ -182,16 +184,26 @@ class MemoryRefused(GuardedLLMError, MemoryError):
     Attributes:
         needed_bytes: what it would take.
         budget_bytes: what there is in all.
+        held_by: other programs that hold so much of it that it does not fit; of a server, which
+            names none, and of what never fits, ().
     """
 
     fallback = True
+    held_by: tuple[Holder, ...] = ()
 
     def __init__(
-        self, message: str, *, needed_bytes: int, budget_bytes: int, hint: str = ""
+        self,
+        message: str,
+        *,
+        needed_bytes: int,
+        budget_bytes: int,
+        held_by: Sequence[Holder] = (),
+        hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
+        self.held_by = tuple(held_by)
 
 
 class QueueFull(GuardedLLMError):

@@ -24,7 +24,7 @@ from typing import Any, cast
 import pytest
 
 from mlx_guarded_llm import Backend, Catalog
-from mlx_guarded_llm.backend import default_backend, shared_server
+from mlx_guarded_llm.backend import default_backend, runtime_folder
 from mlx_guarded_llm.record import overlaps
 from mlx_guarded_llm.testing.tiny import (
     make_scripted_model,
@@ -66,7 +66,7 @@ def ctrl_c_is_heard() -> None:
 def no_server_of_ours() -> Iterator[None]:
     """No test, and no process that it starts, finds the shared server of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="run-") as folder:
-        patch.setenv(shared_server.VARIABLE, folder)
+        patch.setenv(runtime_folder.VARIABLE, folder)
         patch.delenv(default_backend.URL, raising=False)
         yield
 

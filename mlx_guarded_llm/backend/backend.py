@@ -45,6 +45,7 @@ from .options import (
     tokens_prompt,
     wired_size,
 )
+from .programs import PROGRAMS, are_counted
 from .quarantine import Quarantine
 from .request_status import RequestStatus
 from .requests import AnswerRequest, Request, TokensRequest, VectorsRequest
@@ -105,6 +106,11 @@ class Backend(BaseBackend):
             before it is refused (`ModelQuarantined`); None for no limit.
         spare_worker: keep a second process waiting, so that the next engine need not
             start Python and import MLX first; it takes about 100 MB.
+        count_others: the budget is for all programs of this user together, each of which tells
+            the others what it holds. False, or the variable MLX_GUARDED_COUNT_OTHERS=0, makes it
+            this backend's alone, of which the others then know nothing.
+        name_others: a refusal names the programs that hold the memory; False for a backend that
+            answers to other people.
 
     `quarantine_after`, `spare_worker` and everything about a process of its own have no meaning
     with isolation="thread".
@@ -139,6 +145,8 @@ class Backend(BaseBackend):
         stall_timeout: float = 60.0,
         quarantine_after: int | None = 3,
         spare_worker: bool = False,
+        count_others: bool = True,
+        name_others: bool = True,
     ) -> None:
         choice("isolation", isolation, ("process", "thread"))
         choice("on_load_deadline", on_load_deadline, ("pause", "raise"))
@@ -190,6 +198,8 @@ class Backend(BaseBackend):
             offline=switch("offline", offline),
             record=self._record,
             on_progress=callback("on_progress", on_progress),
+            programs=PROGRAMS if switch("count_others", count_others) and are_counted() else None,
+            name_others=switch("name_others", name_others),
         )
         self._closed = False
 
@@ -388,6 +398,7 @@ class Backend(BaseBackend):
         stopped = self._dispatcher.join(timeout)
         flush_logs()
         flush_writes()
+        PROGRAMS.flush()
         return stopped
 
     def __del__(self) -> None:

@@ -347,7 +347,10 @@ class BaseBackend(ABC):
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
-        """Bytes promised to models and requests, and the budget. (0, 0) before first use."""
+        """Bytes promised to models and requests, and the budget. (0, 0) before first use.
+
+        What other programs hold of the budget is in `health().held_by`.
+        """
 
     @abstractmethod
     def unpin(self, model: str | Path, **options: Any) -> bool:

@@ -21,8 +21,9 @@ their callers already have.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..engine import protocol
@@ -71,6 +72,7 @@ from ..record.events import Kind
 from ..worker.parent.death import Death, Died
 from ..worker.parent.stderr_excerpt import stderr_excerpt
 from .callbacks import Callbacks
+from .claims import Claims
 from .crashes import Crashes
 from .health import Health
 from .jobs import Job
@@ -81,6 +83,7 @@ from .model_registry import ModelRegistry
 from .names import Names
 from .outlook import Outlook
 from .pending import Pending
+from .programs import Claim, Programs
 from .quarantine import Quarantine
 from .request_status import RequestState, RequestStatus
 from .requests import Request, TokensRequest
@@ -115,6 +118,8 @@ class Dispatcher(Loop):
         offline: never use the network.
         record: takes every event.
         on_progress: hears of every download, load and prefill.
+        programs: where memory is claimed; None counts what this backend holds, and no more.
+        name_others: refusals name the programs that hold the memory.
 
     Attributes:
         guard: knows the status of every request and job.
@@ -133,6 +138,8 @@ class Dispatcher(Loop):
         offline: bool,
         record: Record,
         on_progress: OnProgress | None,
+        programs: Programs | None,
+        name_others: bool,
     ) -> None:
         super().__init__("mlx-guarded-dispatch")
         self._limits = limits
@@ -150,6 +157,8 @@ class Dispatcher(Loop):
         self.listeners = Listeners(on_progress, self._callbacks.tell)
         self.pending = Pending(limits.max_queue + 8 * limits.max_active)
         self.outlook = Outlook(self.pending, self.registry, self.listeners)
+        self.claims = Claims(programs, self.post, self._share)
+        self._name_others = name_others
         self.start()
 
     # ---- a request, from its submission to its end --------------------------------
@@ -179,8 +188,12 @@ class Dispatcher(Loop):
         Whatever a request waits for calls this when it comes. An exception in here ends this
         request, and no other.
         """
+        self._for_request(request, lambda: self._advance(request))
+
+    def _for_request(self, request: Request, work: Callable[[], None]) -> None:
+        """Do something for a request, which alone ends if that raises."""
         try:
-            self._advance(request)
+            work()
         except GuardedLLMError as error:
             self.cancel(request.id, error)
         except BaseException as error:
@@ -218,7 +231,7 @@ class Dispatcher(Loop):
 
         1. The request has ended meanwhile: the engine forgets it.
         2. It was running in an engine that died, or it may run by now: it goes on.
-        3. It is new: the ledger counts its tokens, and the guard decides when it begins.
+        3. It is new: the ledger counts its tokens. When the memory is claimed, `_queue` goes on.
         """
         request = self.pending.by_engine_id.get(report.request_id)
         if request is None or self.ledger is None:
@@ -238,10 +251,15 @@ class Dispatcher(Loop):
             except GuardedLLMError as error:
                 self.cancel(request.id, error)
             else:
-                counted = {"prompt_tokens": report.prompt_tokens}
-                if request.tokens:
-                    counted["emitted"] = len(request.tokens)
-                self.do(self.guard.prepared(time.monotonic(), request.id, **counted))
+                work = partial(self._queue, request)
+                self.claims.after(partial(self._for_request, request, work))
+
+    def _queue(self, request: Request) -> None:
+        """The guard decides when a request begins."""
+        counted = {"prompt_tokens": request.prompt_tokens}
+        if request.tokens:
+            counted["emitted"] = len(request.tokens)
+        self.do(self.guard.prepared(time.monotonic(), request.id, **counted))
 
     def _begin(self, request: Request) -> None:
         request.started = request.started or time.monotonic()
@@ -367,8 +385,12 @@ class Dispatcher(Loop):
 
     def _advance_job(self, job: Job) -> None:
         """As `advance`."""
+        self._for_job(job, lambda: self._ask_guard(job))
+
+    def _for_job(self, job: Job, work: Callable[[], None]) -> None:
+        """As `_for_request`."""
         try:
-            self._ask_guard(job)
+            work()
         except GuardedLLMError as error:
             job.promise.fail(error)
             self.cancel_job(job.id)
@@ -382,7 +404,8 @@ class Dispatcher(Loop):
         1. It has it already: there is nothing to do.
         2. The files of the model to load are not known: `_fetched` goes on.
         3. No engine works: one starts, and `_on_ready` goes on.
-        4. Otherwise the guard gets it. A load that could never fit is refused.
+        4. Otherwise the guard gets it; a load when its memory is claimed. One that could never fit
+           is refused.
         """
         if job.asked:
             return
@@ -399,11 +422,16 @@ class Dispatcher(Loop):
         job.asked = True
         now = time.monotonic()
         if job.kind == "load":
-            self.do(self.guard.ask_load(now, job.id, job.key, pin=job.pin))
+            work = partial(self._ask_load, job)
+            self.claims.after(partial(self._for_job, job, work))
         elif job.kind == "unload":
             self.do(self.guard.ask_unload(now, job.id, job.key))
         else:
             self.do(self.guard.ask_run(now, job.id, job.key))
+
+    def _ask_load(self, job: Job) -> None:
+        if self.pending.jobs.get(job.id) is job:
+            self.do(self.guard.ask_load(time.monotonic(), job.id, job.key, pin=job.pin))
 
     def _run_job(self, action: Exclusive) -> None:
         """The guard says that a job begins."""
@@ -593,7 +621,7 @@ class Dispatcher(Loop):
             self._note("engine.stopped")
             # It stops without being asked only when the interpreter exits.
             self._end_all(self._dead or BackendClosed("the engine has stopped."))
-            self._running = False
+            self._stop_loop()
 
     def _moved(self, report: Moved) -> None:
         """A load or a prefill has come further."""
@@ -608,6 +636,19 @@ class Dispatcher(Loop):
             )
 
     def _on_ready(self, ready: Ready) -> None:
+        """An engine works. The first one waits until it is known what other programs hold."""
+        if self.ledger is not None:
+            self._works(ready)
+            return
+        engine = self.supervisor.engine
+
+        def then() -> None:
+            if self.supervisor.engine is engine and self._dead is None:
+                self._works(ready)
+
+        self.claims.begin(partial(self._wanted, ready.device["device"]), then)
+
+    def _works(self, ready: Ready) -> None:
         """An engine works: everything that waited for one goes on."""
         self.supervisor.ready = ready
         self._note(
@@ -620,11 +661,14 @@ class Dispatcher(Loop):
         )
         if self.ledger is None:
             limits = ready.limits
+            held = sum(holder.bytes for holder in self.claims.others)
             self.ledger = Ledger(
-                limits.budget_bytes,
+                limits.budget_bytes + int(limits.share_of_free * held),
                 prefix_cache_bytes=limits.prefix_cache_bytes,
                 prefill_tokens=limits.prefill_step_size,
             )
+            self.claims.budget = self.ledger.budget_bytes
+            self._share()
         # The engine prepares them in this order: interrupted answers go on first.
         rank = {Status.INTERRUPTED: 0, Status.WAITING: 1}
         requests = self.pending.requests.values()
@@ -633,6 +677,27 @@ class Dispatcher(Loop):
         self.do(self.guard.back(time.monotonic(), self.ledger))
         for job in list(self.pending.jobs.values()):
             self._advance_job(job)
+
+    # ---- memory that other programs hold -------------------------------------------
+
+    def _wanted(self, device: str) -> Claim:
+        """What is to be claimed for all that is in memory or wanted."""
+        if self.ledger is None:
+            return Claim(device=device, bytes=0, models={})
+        models = {state.name for state in self.guard.models()}
+        models |= {job.key for job in self.pending.jobs.values() if job.kind == "load"}
+        size, held = self.ledger.wanted(models, self._limits.max_active)
+        named = {self.names.shown(key): held[key] for key in held}
+        return Claim(device=device, bytes=size, models=named)
+
+    def _share(self) -> None:
+        """Others hold more or less than before: something may begin, or has to leave."""
+        if self.ledger is None:
+            return
+        others = self.claims.others
+        held = sum(holder.bytes for holder in others)
+        self.ledger.share(held, others if self._name_others else ())
+        self.do(self.guard.tick(time.monotonic()))
 
     # ---- the death of an engine ----------------------------------------------------
     # Nothing of an engine survives it except what this process knows: the requests, and the
@@ -774,14 +839,20 @@ class Dispatcher(Loop):
             self._end_all(self._dead or error)
             self._callbacks.close()
             if not self.supervisor.close():
-                self._running = False
+                self._stop_loop()
+
+    def _stop_loop(self) -> None:
+        """There is no engine any more, and never will be."""
+        self.claims.close()
+        self._running = False
 
     def _break(self, error: GuardedLLMError) -> None:
         """Nothing works any more: everything ends, and nothing new is taken."""
         if self._dead is None:
             self._note("engine.failed", cause=str(error))
             self._end_all(error)
-            self.supervisor.close()
+            if not self.supervisor.close():
+                self.claims.close()
 
     def _end_all(self, error: GuardedLLMError) -> None:
         self._dead = error
@@ -802,8 +873,10 @@ class Dispatcher(Loop):
 
     def deadline(self) -> float | None:
         """See `Loop.deadline`."""
-        due, other = self.guard.next_deadline(), self.supervisor.deadline()
-        return other if due is None else due if other is None else min(due, other)
+        dues = [self.guard.next_deadline(), self.supervisor.deadline()]
+        if self._dead is None:  # otherwise the claims are held until the engine has stopped
+            dues.append(self.claims.deadline())
+        return min((due for due in dues if due is not None), default=None)
 
     def tick(self, now: float) -> None:
         """See `Loop.tick`."""
@@ -811,6 +884,8 @@ class Dispatcher(Loop):
         if due is not None and due <= now:
             self.do(self.guard.tick(now))
         self.supervisor.tick(now)
+        if self._dead is None:
+            self.claims.tick(now)
 
     def failed(self, error: BaseException) -> None:
         """See `Loop.failed`."""
@@ -832,6 +907,7 @@ class Dispatcher(Loop):
             room=self.outlook.room(self.guard) if self.guard.full() else 0.0,
             memory_bytes=ledger.used_bytes if ledger is not None else 0,
             budget_bytes=ledger.budget_bytes if ledger is not None else 0,
+            held_by=self.claims.others,
             tokens={r.id: len(r.tokens) for r in self.pending.requests.values() if r.tokens},
         )
 

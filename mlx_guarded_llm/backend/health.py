@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..holder import Holder
+
 EngineState = Literal["idle", "starting", "working", "failed", "closed"]
 
 
@@ -25,6 +27,7 @@ class Health:
         room: seconds after which the queue is expected to take it; None if that is unknown.
         memory_bytes: promised to models and requests.
         budget_bytes: 0 before the engine has worked.
+        held_by: other programs that hold some of the budget, as of the last look.
         tokens: that each running answer has by now, by request.
     """
 
@@ -37,4 +40,5 @@ class Health:
     room: float | None = 0.0
     memory_bytes: int = 0
     budget_bytes: int = 0
+    held_by: tuple[Holder, ...] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)

@@ -11,24 +11,18 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import time
 import urllib.parse
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ..errors import InvalidRequest, ServerAlreadyRunning
-from ..models.aliases import absolute
-from ..models.catalog import APP
 from ..version import __version__
+from .runtime_folder import VARIABLE, check_private, folder, make
 
-VARIABLE = "MLX_GUARDED_RUNTIME_DIR"
 LONGEST = 103  # bytes of a socket's path on macOS; Linux takes four more
 PROBE = 1.0  # seconds for a server to take a connection; one that lives does so at once
 SETTLING = 2.0  # seconds; a server that starts writes its entry in far less
@@ -62,20 +56,6 @@ def this_process(state: str = "starting", **known: Any) -> ServerEntry:
     return ServerEntry(pid=pid, started=began, version=__version__, state=state, **known)
 
 
-def folder() -> Path:
-    """Where its socket, its lock and its log are; it may not be there.
-
-    Raises:
-        OSError: the system's folder for that is another user's.
-    """
-    named = os.environ.get(VARIABLE)
-    if named:
-        return absolute(named)
-    with warnings.catch_warnings():  # without a session of its own, a user has another folder
-        warnings.simplefilter("ignore")
-        return platformdirs.user_runtime_path(APP)
-
-
 def socket_path() -> Path:
     """The socket it listens at.
 
@@ -101,7 +81,7 @@ def address() -> str | None:
     """The address of the shared server, or None if none listens. Takes `PROBE` seconds at most."""
     try:
         path = socket_path()
-        _check_private(path.parent)
+        check_private(path.parent)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(PROBE)
             try:
@@ -139,14 +119,12 @@ def claim() -> Iterator[Claim]:
         ServerAlreadyRunning: one runs.
         InvalidRequest: the folder cannot be used.
     """
-    place = folder()
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(place)
+        place = make()
         fd = os.open(_lock_path(place), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise InvalidRequest(
-            f"{place} cannot be the folder of the shared server ({error}).",
+            f"there is no folder for the shared server ({error}).",
             hint=f"Let {VARIABLE} name a folder that is yours alone.",
         ) from error
     try:
@@ -165,7 +143,7 @@ def running() -> ServerEntry | None:
     """Who the shared server is, whether it answers or not; None if none runs."""
     try:
         place = folder()
-        _check_private(place)
+        check_private(place)
         fd = os.open(_lock_path(place), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
@@ -243,18 +221,3 @@ def _began(pid: int) -> float | None:
 
 def _lock_path(place: Path) -> Path:
     return place / "server.lock"
-
-
-def _check_private(place: Path) -> None:
-    """That nobody else can put a socket of his own there.
-
-    Raises:
-        OSError: somebody else could.
-    """
-    mine = place.lstat()
-    if not stat.S_ISDIR(mine.st_mode) or mine.st_uid != os.geteuid() or mine.st_mode & 0o077:
-        raise PermissionError(f"{place} is not a folder that only this user may enter")
-    above = place.parent.stat()
-    shared = above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX
-    if above.st_uid not in (0, os.geteuid()) or shared:
-        raise PermissionError(f"others may change {place.parent}")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from ..errors import EngineDied, GuardedLLMError, LoadDeferredTimeout, QueueFull, RequestTimeout
+from ..errors import (
+    EngineDied,
+    GuardedLLMError,
+    LoadDeferredTimeout,
+    MemoryRefused,
+    QueueFull,
+    RequestTimeout,
+)
 from .state import JobState, Pairs, RequestState, Status
 
 
 def describe(error: GuardedLLMError) -> str:
     """An error in one line, for the record."""
     return f"{type(error).__name__}: {error}"
+
+
+def facts(error: GuardedLLMError | None) -> dict[str, object]:
+    """What the record has of an error besides its text."""
+    held_by = error.held_by if isinstance(error, MemoryRefused) else ()
+    return {"held_by": [holder._asdict() for holder in held_by]} if held_by else {}
 
 
 def queue_full(waiting: int, what: str) -> QueueFull:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ..errors import GuardedLLMError
 from ..record.events import Event, Kind
 from .actions import Action, Fail, Load, Run, Settle, Start, Stop, Unload
-from .errors import cut_off, describe
+from .errors import cut_off, describe, facts
 from .limits import Priority
 from .state import (
     END,
@@ -207,6 +207,7 @@ class Transitions:
             model=request.model,
             request_id=request.id,
             cause=describe(error) if error else cause,
+            details=facts(error),
         )
         self.actions.append(Fail(request.id, error))
 
@@ -504,6 +505,7 @@ class Transitions:
             model=job.model,
             job_id=job.id,
             cause=describe(error) if error else cause,
+            details=facts(error),
         )
         self._settle(job, error, ran=ran)
         if job.kind == "run":

@@ -33,12 +33,15 @@ class MemoryLimits:
         prefix_cache_bytes: of that, for KV caches of prompts that begin alike.
         prefill_step_size: prompt tokens computed at once.
         embed_step_size: tokens of texts to embed computed at once; no more than that.
+        share_of_free: the budget is this share of the memory that was free, which lacked what
+            other programs held; 0.0 if it is a share of all there is.
     """
 
     budget_bytes: int
     prefix_cache_bytes: int
     prefill_step_size: int
     embed_step_size: int
+    share_of_free: float = 0.0
 
 
 def limits(
@@ -61,7 +64,13 @@ def limits(
         prefix_cache_bytes = min(int(budget * PREFIX_SHARE), PREFIX_LIMIT)
     device = device_info["device"]
     step = prefill_step_size or PREFILL_STEP[device]
-    return MemoryLimits(budget, prefix_cache_bytes, step, min(step, EMBED_STEP[device]))
+    return MemoryLimits(
+        budget,
+        prefix_cache_bytes,
+        step,
+        min(step, EMBED_STEP[device]),
+        share_of_free=CPU_SHARE if budget_bytes is None and _total(device_info) is None else 0.0,
+    )
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:
@@ -73,13 +82,17 @@ def default_budget(device_info: Mapping[str, Any]) -> int:
     Args:
         device_info: what `mx.device_info()` returned.
     """
+    total = _total(device_info)
+    return int(available_ram() * CPU_SHARE) if total is None else total
+
+
+def _total(device_info: Mapping[str, Any]) -> int | None:
+    """What a GPU has for models; None for a CPU, whose memory everything else shares."""
     recommended = device_info.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
     total = device_info.get("total_memory")
-    if total:
-        return int(total * GPU_SHARE)
-    return int(available_ram() * CPU_SHARE)
+    return int(total * GPU_SHARE) if total else None
 
 
 def available_ram() -> int:

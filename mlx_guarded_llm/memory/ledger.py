@@ -6,15 +6,18 @@ Pure book-keeping in bytes; the guard asks it (`guard.MemoryLedger`) and nothing
          + KV caches of every running request, padded as its batch pads them
          + the prefix cache's bound
          + the largest prefill peak, once, because one thread steps one batch at a time
+
+It must stay within the budget, less what other programs hold.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import MemoryRefused
+from ..holder import Holder, listed
 
 if TYPE_CHECKING:
     from .footprint import Footprint
@@ -63,6 +66,12 @@ class _Account:
         """`held` and `step` with one more request."""
         return self._bytes(len(self.running) + 1, max(self._longest, tokens))
 
+    def with_wanted(self, most: int) -> tuple[int, int]:
+        """`held` and `step` with the requests that wait, `most` in all unless more run."""
+        longest = max(self._longest, *self.wanted.values()) if self.wanted else self._longest
+        running = len(self.running)
+        return self._bytes(max(running, min(running + len(self.wanted), most)), longest)
+
     def _bytes(self, requests: int, longest: int) -> tuple[int, int]:
         """`held` and `step` with this many KV caches, padded to the longest."""
         footprint, held, step = self.footprint, self.footprint.weight_bytes, self._prefill
@@ -80,6 +89,10 @@ class Ledger:
         budget_bytes: the total.
         prefix_cache_bytes: the limit of the prefix cache, reserved from the start.
         prefill_tokens: how many tokens a prefill chunk has.
+
+    Attributes:
+        elsewhere_bytes: of the budget that other programs hold.
+        held_by: these programs, if they are to be named.
     """
 
     def __init__(
@@ -87,6 +100,8 @@ class Ledger:
     ) -> None:
         self.budget_bytes = budget_bytes
         self.prefix_cache_bytes = prefix_cache_bytes
+        self.elsewhere_bytes = 0
+        self.held_by: tuple[Holder, ...] = ()
         self._prefill_tokens = prefill_tokens
         self._accounts: dict[str, _Account] = {}
         self._loaded: dict[str, _Account] = {}  # resident or loading
@@ -148,6 +163,34 @@ class Ledger:
         """
         alone = _Account(self._accounts[model].footprint, self._prefill_tokens)
         return self._used({}, alone, tokens)
+
+    def share(self, elsewhere_bytes: int, held_by: Sequence[Holder] = ()) -> None:
+        """Other programs hold some of the budget from now on.
+
+        Args:
+            elsewhere_bytes: how much.
+            held_by: who they are, for refusals.
+        """
+        self.elsewhere_bytes, self.held_by = elsewhere_bytes, tuple(held_by)
+
+    def wanted(self, models: Iterable[str], most: int) -> tuple[int, dict[str, int]]:
+        """What all that is in memory or wanted takes side by side, as far as the budget goes.
+
+        Args:
+            models: that are resident or to be loaded; so are those that requests wait for.
+            most: requests of one model that run at once.
+
+        Returns:
+            The bytes in all, and those of each model.
+        """
+        wanted = {name: self._accounts[name] for name in models if name in self._accounts}
+        wanted |= {name: account for name, account in self._accounts.items() if account.wanted}
+        sizes = {name: account.with_wanted(most) for name, account in wanted.items()}
+        if not sizes:
+            return 0, {}
+        held = {name: size for name, (size, _) in sizes.items()}
+        step = max(step for _, step in sizes.values())
+        return min(self.prefix_cache_bytes + sum(held.values()) + step, self.budget_bytes), held
 
     @property
     def used_bytes(self) -> int:
@@ -240,7 +283,7 @@ class Ledger:
 
     def _fits(self, model: str, tokens: int | None, evicted: Sequence[str]) -> bool:
         others = self._others(model, evicted)
-        return self._used(others, self._accounts[model], tokens) <= self.budget_bytes
+        return self._used(others, self._accounts[model], tokens) <= self._free_of_others
 
     def _used(
         self,
@@ -260,11 +303,30 @@ class Ledger:
                 step = account.step
         return self.prefix_cache_bytes + held + step
 
+    @property
+    def _free_of_others(self) -> int:
+        return self.budget_bytes - self.elsewhere_bytes
+
     def _refused(self, what: str, needed: int) -> MemoryRefused:
+        if self._free_of_others < needed <= self.budget_bytes:
+            return self._held_elsewhere(what, needed)
         return MemoryRefused(
             f"{what} needs {needed / GIB:.2f} GiB; "
             f"the budget is {self.budget_bytes / GIB:.2f} GiB.",
             needed_bytes=needed,
             budget_bytes=self.budget_bytes,
             hint="Raise memory_budget, lower max_tokens, unpin a model, or take a smaller one.",
+        )
+
+    def _held_elsewhere(self, what: str, needed: int) -> MemoryRefused:
+        """It would fit if other programs held nothing."""
+        who = f"{listed(self.held_by)}. " if self.held_by else ""
+        return MemoryRefused(
+            f"{what} needs {needed / GIB:.2f} GiB; the budget is {self.budget_bytes / GIB:.2f} "
+            f"GiB, of which other programs hold {self.elsewhere_bytes / GIB:.2f} GiB.",
+            needed_bytes=needed,
+            budget_bytes=self.budget_bytes,
+            held_by=self.held_by,
+            hint=f"{who}End what is not needed, or have all programs use one server "
+            "(`mlx-guarded serve --background`).",
         )

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from ..backend import Health
 from ..errors import RequestTimeout
 from .api import Api
-from .context import Context
+from .context import Context, client_of
 from .errors import HTTPError, retry_headers
 
 PATIENCE = 2.0  # seconds for the thread that decides everything to answer
@@ -36,7 +36,10 @@ async def health(request: Request) -> Response:
             "oldest_waiting_seconds": round(now.oldest_waiting, 3),
             "memory_bytes": now.memory_bytes,
             "memory_budget_bytes": now.budget_bytes,
+            "memory_elsewhere_bytes": sum(holder.bytes for holder in now.held_by),
         }
+        if client_of(request).admin:
+            found["memory_held_by"] = [holder._asdict() for holder in now.held_by]
     found["engine_deaths"] = context.tally.deaths
     last = context.tally.last_death
     if last is not None:

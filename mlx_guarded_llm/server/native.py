@@ -197,8 +197,8 @@ async def _forgive(asked: Asked) -> bool:
 
 async def _health(asked: Asked) -> Any:
     now = await asked.backend.ahealth()
-    # Which requests there are is for nobody but admins.
-    return now if client_of(asked.request).admin else replace(now, tokens={})
+    # Which requests and other programs there are is for nobody but admins.
+    return now if client_of(asked.request).admin else replace(now, tokens={}, held_by=())
 
 
 async def _expected_wait(asked: Asked) -> float | None:

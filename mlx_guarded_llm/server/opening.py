@@ -24,7 +24,8 @@ def open_backend(settings: Settings, **options: Any) -> Backend:
         **options: of `Backend`, which win over the settings.
     """
     chosen = settings.guard.model_dump() | options
-    return Backend(**{"catalog": make_catalog(settings), **chosen})
+    # Whoever asks a server need not know what else runs on its machine.
+    return Backend(**{"catalog": make_catalog(settings), "name_others": False, **chosen})
 
 
 def make_catalog(settings: Settings, **options: Any) -> Catalog:

@@ -127,6 +127,9 @@ class GuardSection(Section):
     stall_timeout: Seconds = Field(default=60.0, description="Seconds without progress, if hung.")
     isolation: Literal["process", "thread"] = "process"
     offline: bool = Field(default=False, description="Never fetch a model, configured or not.")
+    count_others: bool = Field(
+        default=True, description="The budget counts what other programs of the user hold."
+    )
 
 
 class Limits(Section):

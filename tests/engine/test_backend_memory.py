@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_guarded_llm import Backend, Catalog
+from mlx_guarded_llm.backend.programs import Answer, Claim, Programs
 from mlx_guarded_llm.errors import MemoryRefused
+from mlx_guarded_llm.memory import budget
 from tests.conftest import MakeBackend, MakeModel
 from tests.engine._backend import active_memory, events, text_of, wait_for, wait_until
 
@@ -202,3 +208,73 @@ def test_many_loads_leak_nothing(backend: Backend, tiny: MakeModel) -> None:
         backend.unload(tiny())
     wait_until(lambda: not backend.models())
     assert backend.run(active_memory) == before
+
+
+@pytest.fixture
+def other() -> Iterator[Programs]:
+    """Another program: its entry has a file and a lock of its own."""
+    program = Programs()
+    yield program
+    program.release(0)
+    assert program.flush(60)
+
+
+def hold(program: Programs, size: int) -> None:
+    told: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+    claim = Claim(device="cpu", bytes=size, models={"theirs": size})
+    assert program.claim(0, claim, 2**40, told.put)
+    answer = told.get(timeout=60)
+    assert answer is not None and answer.granted == size
+
+
+def test_what_another_program_holds(
+    cramped: Backend, other: Programs, tiny: MakeModel, least: int
+) -> None:
+    hold(other, least // 2)
+    for ask in (cramped.load, partial(cramped.generate, prompt="Hello", max_tokens=8)):
+        with pytest.raises(MemoryRefused) as caught:
+            ask(tiny())
+        error = caught.value
+        assert error.held_by == cramped.health().held_by
+        ((program, pid, models, size),) = error.held_by
+        assert (pid, models, size) == (os.getpid(), ("theirs",), least // 2)
+        assert error.needed_bytes <= error.budget_bytes and program in error.hint
+    other.release(0)
+    assert other.flush(60)
+    assert cramped.generate(tiny(), "Hello", max_tokens=8).text
+    assert cramped.load(tiny()).state == "resident"
+    assert cramped.health().held_by == ()
+
+
+def test_idle_models_leave_before_another_program_is_blamed(
+    room_for_two: Backend, other: Programs, tiny: MakeModel
+) -> None:
+    a, b = tiny(), tiny(seed=1)
+    room_for_two.generate(a, "Hello", max_tokens=4)
+    hold(other, room_for_two.models()[0].memory_bytes)
+    room_for_two.generate(b, "Hello", max_tokens=4)
+    assert names(room_for_two) == [b]
+
+
+@pytest.mark.parametrize("isolation", ["thread"])
+def test_a_server_names_nobody(
+    make_backend: MakeBackend, other: Programs, tiny: MakeModel, least: int
+) -> None:
+    hold(other, least)
+    backend = make_backend(prefix_cache=0, memory_budget=least, name_others=False)
+    with pytest.raises(MemoryRefused, match="other programs hold") as caught:
+        backend.generate(tiny(), "Hello", max_tokens=8)
+    assert caught.value.held_by == () and "theirs" not in str(caught.value)
+    assert not any("theirs" in str(event) for event in backend.events())
+    assert backend.health().held_by
+
+
+@pytest.mark.parametrize("isolation", ["thread"])
+def test_the_budget_of_free_memory_lacks_what_others_hold_once(
+    make_backend: MakeBackend, other: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "available_ram", lambda: 10_000_000)
+    hold(other, 2_000_000)
+    backend = make_backend(memory_budget=None, prefix_cache=0)
+    backend.run(int)
+    assert backend.memory() == (0, 7_200_000)

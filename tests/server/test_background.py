@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mlx_guarded_llm import Backend, default_backend
-from mlx_guarded_llm.backend import shared_server
+from mlx_guarded_llm.backend import runtime_folder, shared_server
 from mlx_guarded_llm.cli.app import app
 from mlx_guarded_llm.errors import InvalidRequest, ServerUnavailable
 from tests.conftest import MakeModel
@@ -33,7 +33,7 @@ Command = Callable[..., Result]
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The folder of the shared server of this test alone; what still runs at the end is killed."""
     with TemporaryDirectory(prefix="run-") as folder:
-        monkeypatch.setenv(shared_server.VARIABLE, folder)
+        monkeypatch.setenv(runtime_folder.VARIABLE, folder)
         monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setenv("COLUMNS", "200")
         yield Path(folder)

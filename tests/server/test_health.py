@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mlx_guarded_llm import Backend
+from mlx_guarded_llm.backend.programs import Claim, Programs
 from tests.conftest import MakeModel
 
 from .conftest import ANSWER, Running, Serve
@@ -83,3 +85,21 @@ def test_a_worker_that_hangs_is_told_of_before_it_is_replaced(
     reply = running.client.post("/v1/chat/completions", json=BODY)
     assert reply.status_code == 200
     assert health(running)[1]["status"] == "ok"
+
+
+def test_other_programs_are_named_to_admins_only(serve: Serve, scripted: MakeModel) -> None:
+    keys = {"a": {"key": "a-secret", "admin": True}, "b": {"key": "b-secret"}}
+    other = Programs()
+    claim = Claim(device="cpu", bytes=1000, models={"theirs": 1000})
+    assert other.claim(0, claim, 2**40, lambda answer: None) and other.flush(60)
+    running = serve(models={"paris": scripted(ANSWER)}, keys=keys)
+    running.backend.load("paris")
+    for key, named in (("", False), ("b-secret", False), ("wrong", False), ("a-secret", True)):
+        reply = running.client.get("/health", headers={"x-api-key": key})
+        assert (reply.status_code, reply.json()["memory_elsewhere_bytes"]) == (200, 1000)
+        assert ("theirs" in reply.text) is named
+    for key, named in (("b-secret", False), ("a-secret", True)):
+        with Backend.connect(running.url, key=key) as backend:
+            assert bool(backend.health().held_by) is named
+    other.release(0)
+    assert other.flush(60)

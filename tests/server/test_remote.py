@@ -32,6 +32,7 @@ from mlx_guarded_llm.errors import (
     RequestCancelled,
     ServerUnavailable,
 )
+from mlx_guarded_llm.holder import Holder
 from mlx_guarded_llm.results import Collector
 from mlx_guarded_llm.server.errors import RETRY_AFTER
 from tests.conftest import MakeBackend, MakeModel
@@ -67,13 +68,17 @@ def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
     "kind", [k for k in subclasses(GuardedLLMError) if k.__module__ == errors.__name__]
 )
 def test_every_error_arrives_as_it_was(kind: type[GuardedLLMError]) -> None:
-    state = {"message": "it broke.", "hint": "Mend it.", "waited": 1.5, "held_by": (("a", "b"),)}
+    held_by: Any = (("a", "b"),)
+    if issubclass(kind, errors.MemoryRefused):
+        held_by = (Holder("train.py", 7, ("m",), 5),)
+    state = {"message": "it broke.", "hint": "Mend it.", "waited": 1.5, "held_by": held_by}
     error = errors.rebuild(kind, ("it broke.", "Mend it."), dict(state))
     line = frames.write_frame(frames.Frame(error=frames.failure(error)))
     sent = frames.read_frame(line).error
     assert sent is not None
     found = frames.raised(sent)
     assert type(found) is kind and vars(found) == state and str(found) == str(error)
+    assert type(vars(found)["held_by"][0]) is type(held_by[0])
     newer = frames.Failure(kinds=("NotYetKnown", *sent.kinds), message="it broke.")
     assert type(frames.raised(newer)) is kind
 

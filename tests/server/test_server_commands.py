@@ -22,7 +22,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mlx_guarded_llm import Backend, default_backend
-from mlx_guarded_llm.backend import BaseBackend, shared_server
+from mlx_guarded_llm.backend import BaseBackend, runtime_folder, shared_server
 from mlx_guarded_llm.backend.remote import backend as remote
 from mlx_guarded_llm.cli.app import app
 from mlx_guarded_llm.errors import InvalidRequest, ServerUnavailable
@@ -75,7 +75,7 @@ def shared(
     cache = tmp_path_factory.mktemp("cache")
     (keys := cache / "keys").write_text(KEYS)
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="run-") as place:
-        patch.setenv(shared_server.VARIABLE, place)
+        patch.setenv(runtime_folder.VARIABLE, place)
         patch.setenv("MLX_GUARDED_CACHE_DIR", str(cache))
         patch.setenv("HF_HOME", str(cache / "hub"))
         patch.setenv("COLUMNS", "200")
@@ -286,7 +286,7 @@ def test_one_that_hangs_is_an_error_soon(shared: Shared, monkeypatch: pytest.Mon
 def test_without_a_server_they_say_how_to_start_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(shared_server.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path))
     for asked in (["load", "paris"], ["events"], ["cancel", "request-1"]):
         done = command(*asked)
         assert done.exit_code == 1 and "mlx-guarded serve --background" in done.stderr, asked
@@ -303,7 +303,7 @@ def test_another_version_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     monkeypatch.setattr("mlx_guarded_llm.backend.default_backend._shared", None)
     with TemporaryDirectory(prefix="run-") as place:
-        monkeypatch.setenv(shared_server.VARIABLE, place)
+        monkeypatch.setenv(runtime_folder.VARIABLE, place)
         process = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=PIPE)
         assert process.stdout is not None
         try:

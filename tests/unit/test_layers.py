@@ -13,7 +13,7 @@ import mlx_guarded_llm
 ROOT = Path(mlx_guarded_llm.__file__).parent
 # From the lowest to the highest; those of one line do not import each other.
 LAYERS = [
-    ("version", "background", "jsonfile", "back_end", "turns"),
+    ("version", "background", "jsonfile", "back_end", "turns", "holder"),
     ("logs", "results"),
     ("writer",),
     ("errors",),

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter
 
-from ...errors import GuardedLLMError, rebuild
+from ...errors import GuardedLLMError, MemoryRefused, rebuild
+from ...holder import Holder
 from ...models import ModelCard, Progress
 from ...record import Event
 from ...results import Chunk, Embeddings, Provenance, Usage
@@ -234,6 +235,8 @@ def raised(sent: Failure) -> GuardedLLMError:
         (_ERRORS[name] for name in sent.kinds if name in _ERRORS), GuardedLLMError
     )
     attributes = {name: _tuples(value) for name, value in sent.attributes.items()}
+    if issubclass(kind, MemoryRefused) and "held_by" in attributes:
+        attributes["held_by"] = tuple(Holder(*fields) for fields in attributes["held_by"])
     return rebuild(
         kind,
         (sent.message, sent.hint),

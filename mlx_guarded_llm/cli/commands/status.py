@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import GuardedLLMError, InvalidRequest
+from ...holder import Holder
 from ...record.phrases import counted, seconds, size
 from .. import arguments, backends, reporting
 from ..console import harmless, out, say, short, write
@@ -73,6 +74,7 @@ def _state(backend: RemoteBackend) -> dict[str, Any]:
         "engine": health.engine,
         "memory_bytes": health.memory_bytes,
         "memory_budget_bytes": health.budget_bytes,
+        "memory_held_by": [holder._asdict() for holder in health.held_by],
         "requests_running": health.running,
         "requests_waiting": health.waiting,
         "oldest_waiting_seconds": round(health.oldest_waiting, 1),
@@ -113,6 +115,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         return lines
     memory = f"{size(found['memory_bytes'])} of {size(found['memory_budget_bytes'])}"
     lines.append(("memory", memory if found["memory_budget_bytes"] else "no model was asked for"))
+    lines += [("elsewhere", Holder(**holder).text) for holder in found["memory_held_by"]]
     waiting = f"{found['requests_running']} running, {found['requests_waiting']} waiting"
     if found["requests_waiting"]:
         waiting += f", the oldest for {seconds(found['oldest_waiting_seconds'])}"

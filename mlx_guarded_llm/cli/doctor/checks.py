@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import GuardedLLMError
+from ...holder import listed
 from ...record.phrases import listing, rate, seconds, size
 from ...version import __version__
 from .. import backends
@@ -48,6 +49,7 @@ def checks(*, online: bool = False) -> Iterator[Check]:
     if catalog is not None:
         yield disk(catalog.cache_dir)
         yield crashes(catalog.cache_dir)
+    yield memory()
     yield pip()
     yield from trial()
     if online:
@@ -176,6 +178,26 @@ def _advice(crash: Crash, file: Path) -> str:
         case "not_started":
             return f'`python -c "import mlx.core"` may tell why; {file} has the stderr.'
     return f"If it comes again, upgrade mlx and mlx-lm; {file} has the stderr."
+
+
+def memory() -> Check:
+    """What other programs hold, and whether that can be counted."""
+    from ...backend.programs import PROGRAMS, VARIABLE, are_counted
+    from ...backend.runtime_folder import VARIABLE as FOLDER
+
+    if not are_counted():
+        return Check(name="memory", ok=True, text=f"other programs are not counted: {VARIABLE}=0")
+    try:
+        others = [holder for _, holder in PROGRAMS.others()]
+    except OSError as error:
+        return Check(
+            name="memory",
+            ok=False,
+            text=f"what other programs hold cannot be counted ({error})",
+            hint=f"Let {FOLDER} name a folder that is yours alone, on a disk of this machine.",
+        )
+    text = listed(others) or "no other program holds any for models"
+    return Check(name="memory", ok=True, text=text)
 
 
 def pip() -> Check:

@@ -10,7 +10,8 @@ from tests.engine._scripts import run_script
 
 BODY = """
     touched, watching = [], False
-    DISK = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"}
+    DISK = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove",
+            "fcntl.flock"}
 
     def heard(event, arguments):
         if watching and event in DISK and threading.current_thread().name == "mlx-guarded-dispatch":

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from mlx_guarded_llm.backend import shared_server
+from mlx_guarded_llm.backend import runtime_folder, shared_server
 from mlx_guarded_llm.backend.default_backend import server_url
 from mlx_guarded_llm.errors import InvalidRequest, ServerAlreadyRunning, ServerUnavailable
 
@@ -23,7 +23,7 @@ from mlx_guarded_llm.errors import InvalidRequest, ServerAlreadyRunning, ServerU
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of the shared server; its path is short enough for a socket."""
     with TemporaryDirectory(prefix="run-") as folder:
-        monkeypatch.setenv(shared_server.VARIABLE, folder)
+        monkeypatch.setenv(runtime_folder.VARIABLE, folder)
         yield Path(folder)
 
 
@@ -77,14 +77,14 @@ def test_nor_a_link_to_one(
 ) -> None:
     link = tmp_path / "link"
     link.symlink_to(listening)
-    monkeypatch.setenv(shared_server.VARIABLE, str(link))
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(link))
     assert shared_server.address() is None
 
 
 def test_nor_one_that_others_may_replace(listening: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = listening / "inner"
     inner.mkdir(mode=0o700)
-    monkeypatch.setenv(shared_server.VARIABLE, str(inner))
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(inner))
     listening.chmod(0o777)
     with pytest.raises(InvalidRequest, match="others may change"), shared_server.claim():
         pass
@@ -94,15 +94,15 @@ def test_nor_one_that_others_may_replace(listening: Path, monkeypatch: pytest.Mo
 
 
 def test_a_path_that_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(shared_server.VARIABLE, str(tmp_path / ("x" * 100)))
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path / ("x" * 100)))
     with pytest.raises(InvalidRequest, match="103") as caught:
         shared_server.socket_path()
-    assert shared_server.VARIABLE in caught.value.hint
+    assert runtime_folder.VARIABLE in caught.value.hint
     assert shared_server.address() is None
 
 
 def test_by_default_it_is_the_folder_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(shared_server.VARIABLE)
+    monkeypatch.delenv(runtime_folder.VARIABLE)
     assert shared_server.socket_path().parent.name == "mlx-guarded-llm"
 
 
@@ -125,7 +125,7 @@ def test_there_is_one_at_most(place: Path) -> None:
 
 HOLD = """
 import sys
-from mlx_guarded_llm.backend import shared_server
+from mlx_guarded_llm.backend import runtime_folder, shared_server
 with shared_server.claim():
     print(flush=True)
     sys.stdin.read()

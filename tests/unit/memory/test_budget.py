@@ -60,3 +60,10 @@ def test_an_older_kernel_keeps_its_limits_elsewhere(ram: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert budget.available_ram() > 0
+
+
+def test_only_the_cpus_budget_lacks_what_others_hold(ram: Path) -> None:
+    metal = {"max_recommended_working_set_size": 12 * GIB, "device": "gpu"}
+    assert budget.limits(metal).share_of_free == 0.0
+    assert budget.limits({"device": "cpu"}, budget_bytes=5).share_of_free == 0.0
+    assert budget.limits({"device": "cpu"}).share_of_free == 0.6

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_guarded_llm.errors import MemoryRefused
+from mlx_guarded_llm.holder import Holder
 from mlx_guarded_llm.memory import footprint as predicted
 from mlx_guarded_llm.memory.ledger import Ledger
 
@@ -254,3 +255,54 @@ def test_a_plan_fits_and_no_smaller_one_does(
     assert set(plan) <= set(idle) and used_without(plan) <= budget
     for spared in plan:
         assert used_without(tuple(name for name in plan if name != spared)) > budget
+
+
+OTHERS = [Holder("train.py", 7, ("big",), 30), Holder("chat.py", 8, (), 10)]
+
+
+def test_what_other_programs_hold_is_not_there() -> None:
+    room = ledger(100, a=20, b=30)
+    room.know_model("c", Footprint(40))  # type: ignore[arg-type]
+    assert room.plan_load("c", ("a", "b")) == ()
+    room.share(40, OTHERS)
+    assert room.plan_load("c", ("a", "b")) == ("b",), "its own idle models leave first"
+    assert room.copy().plan_load("c", ("a",)) is None
+    refused = room.refusal("c", ("a",))
+    assert refused.held_by == tuple(OTHERS) and refused.budget_bytes == 100
+    assert (refused.needed_bytes, room.used_bytes, room.budget_bytes) == (70, 50, 100)
+    assert "train.py (process 7)" in refused.hint and "for big" in refused.hint
+    assert "serve --background" in refused.hint and "train.py" not in refused.message
+    room.share(40)
+    assert room.refusal("c", ("a",)).held_by == () and "7" not in room.refusal("c", ("a",)).hint
+    room.share(0)
+    assert room.plan_load("c", ("a",)) == ()
+
+
+def test_what_never_fits_is_nobodys_fault() -> None:
+    room = ledger(100, a=20)
+    room.know_model("c", Footprint(101))  # type: ignore[arg-type]
+    room.share(200, OTHERS)
+    assert room.refusal("c", ("a",)).held_by == ()
+    with pytest.raises(MemoryRefused) as refused:
+        room.check_model("c")
+    assert refused.value.held_by == ()
+    assert room.plan_load("a", ()) is None, "others have a larger budget"
+
+
+def test_what_is_wanted_stands_side_by_side() -> None:
+    room = Ledger(1000, prefix_cache_bytes=5, prefill_tokens=1)
+    assert room.wanted([], 8) == (0, {}) and room.wanted(["unknown"], 8) == (0, {})
+    room.know_model("a", Footprint(100, prefill_per_token=3))  # type: ignore[arg-type]
+    room.know_model("b", Footprint(200, prefill_per_token=7))  # type: ignore[arg-type]
+    assert room.wanted([], 8) == (0, {})
+    assert room.wanted(["a"], 8) == (108, {"a": 100})
+    room.know_request("r1", "b", 10)
+    room.know_request("r2", "b", 30)
+    assert room.wanted(["a"], 8) == (5 + 100 + 260 + 7, {"a": 100, "b": 260})
+    assert room.wanted(["a"], 1) == (5 + 100 + 230 + 7, {"a": 100, "b": 230})
+    room.reserve_load("b")
+    room.reserve_start("r1", "b")
+    room.reserve_start("r2", "b")
+    assert room.wanted(["b"], 1) == (room.used_bytes, {"b": 260}), "what runs is not given back"
+    room.know_request("r3", "b", 700)
+    assert room.wanted(["a", "b"], 8)[0] == 1000, "there is no more"

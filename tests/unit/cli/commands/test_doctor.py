@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlx_guarded_llm.backend import programs, runtime_folder
 from mlx_guarded_llm.backend.crashes import FILE, Crashes
 from mlx_guarded_llm.cli.doctor import checks
 from mlx_guarded_llm.errors import EngineDied
@@ -28,7 +30,7 @@ def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_is_well(run: Run) -> None:
     done = run("doctor")
     assert done.exit_code == 0, done.stdout
-    for name in ("python", "packages", "aliases", "disk", "crashes", "pip", "generate"):
+    for name in ("python", "packages", "aliases", "disk", "crashes", "memory", "pip", "generate"):
         assert f"ok      {name}" in done.stdout
     assert "hub" not in done.stdout.replace("huggingface-hub", "")
     assert done.stdout.endswith("All is well.\n")
@@ -160,3 +162,22 @@ class TestCrashes:
     def test_a_broken_log_is_no_crash(self, tmp_path: Path) -> None:
         (tmp_path / FILE).write_text("[{")
         assert checks.crashes(tmp_path).text == "none in the last 7 days"
+
+
+def test_other_programs_that_hold_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path / "run"))
+    assert checks.memory().text == "no other program holds any for models"
+    other = programs.Programs()
+    claim = programs.Claim(device="cpu", bytes=2**30, models={"theirs": 2**30})
+    assert other.claim(0, claim, 2**40, lambda answer: None) and other.flush(60)
+    found = checks.memory()
+    assert found.ok and f"(process {os.getpid()}) holds 1.00 GiB for theirs" in found.text
+    monkeypatch.setenv(programs.VARIABLE, "0")
+    assert checks.memory().ok and "not counted" in checks.memory().text
+    monkeypatch.delenv(programs.VARIABLE)
+    other.release(0)
+    assert other.flush(60)
+    (tmp_path / "run").chmod(0o755)
+    found = checks.memory()
+    assert not found.ok and "cannot be counted" in found.text
+    assert runtime_folder.VARIABLE in found.hint
