@@ -43,6 +43,9 @@ SCRIPTS = (
     ("overhead",),
     ("grammar", "--tokens", "24", "--rows", "8", "--rounds", "3"),
     ("layers", "--shape", "tiny"),
+    ("steps", "--shape", "tiny", "--rows", "1", "8", "--tokens", "16"),
+    ("products", "--columns", "512", "--outputs", "512", "--matrices", "2", "--rows", "1", "8"),
+    ("repeat", "--shape", "tiny", "--tokens", "250", "--runs", "2"),
     ("isolation", "--shape", "tiny", "--tokens", "200"),
     ("http", "--shape", "tiny", "--rounds", "3"),
     ("isolation", "--tokens", "24", "--rows", "8", "--rounds", "2"),
@@ -87,6 +90,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="other servers take part")
     parser.add_argument(
         "--without", action="append", default=[], choices=peers, help="a peer to leave out"
+    )
+    parser.add_argument(
+        "--folded", action="store_true", help="raw mlx-lm takes part with its rows folded as well"
     )
     parser.add_argument("--large", default="mini", help="a model, or a shape")
     parser.add_argument("--small", default="tiny", help="a model, or a shape")
@@ -147,6 +153,8 @@ def run_case(case: Case, models: Mapping[str, Path], args: argparse.Namespace) -
 def sides(case: Case, args: argparse.Namespace) -> list[Side]:
     """Those that take part in a case, not open yet."""
     taking: list[Side] = [Raw()] if case.needs_raw else []
+    if case.needs_raw and args.folded:
+        taking.append(Raw(folded=True))
     taking.append(Ours())
     if args.peers:
         makers = [*(SERVERS if case.peers else ()), *(PYTHON_APIS if case.python_apis else ())]

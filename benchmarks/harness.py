@@ -195,8 +195,8 @@ class _Run:
         self._say = say
         self._figures: list[Figure] = []
         self._error = ""
-        is_limit = side.name == LIMIT
-        self._measure = case.reference if is_limit and case.reference else case.measure
+        is_raw = side.name.startswith(LIMIT)  # folded or not
+        self._measure = case.reference if is_raw and case.reference else case.measure
 
     def start(self, models: Mapping[str, Path]) -> None:
         with self._caught():

@@ -36,6 +36,9 @@ class Raw(Side):
     nothing that runs two models at once. A model that is not loaded is loaded when it is
     asked; with `fits_one` the other one goes first. `prefix_cache` is for asks alone.
 
+    Args:
+        folded: the rows of a batch are folded in its models, as in ours on CUDA.
+
     Attributes:
         device: what MLX computes on, once open.
     """
@@ -43,9 +46,12 @@ class Raw(Side):
     name = "raw mlx-lm"
     version = metadata.version("mlx-lm")
 
-    def __init__(self) -> None:
+    def __init__(self, *, folded: bool = False) -> None:
         super().__init__()
         self.device = ""
+        self._folded = folded
+        if folded:
+            self.name = f"{Raw.name}, folded"
         self._setup: Setup | None = None
         self._loaded: list[str] = []
         self._lock = threading.Lock()
@@ -63,7 +69,9 @@ class Raw(Side):
             text=True,
         )
         try:
-            self.device = self._do("hello", prefix_cache=setup.prefix_cache)["device"]
+            self.device = self._do("hello", prefix_cache=setup.prefix_cache, folded=self._folded)[
+                "device"
+            ]
             for name in setup.loaded:
                 self.load(name)
         except (RuntimeError, WorkerEnded) as error:

@@ -20,6 +20,8 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from mlx_guarded_llm.engine.residency.folding import fold_rows
+
 PENALTY_WINDOW = 64  # recent tokens that count, as with us
 
 
@@ -29,9 +31,11 @@ class Worker:
     def __init__(self) -> None:
         self._models: dict[str, tuple[Any, Any]] = {}
         self._prefixes: LRUPromptCache | None = None
+        self._folded = False
 
-    def hello(self, *, prefix_cache: bool) -> dict[str, Any]:
+    def hello(self, *, prefix_cache: bool, folded: bool) -> dict[str, Any]:
         """Begin. With `prefix_cache`, the KV caches of single answers are kept."""
+        self._folded = folded
         self._prefixes = LRUPromptCache() if prefix_cache else None
         return {"device": str(mx.device_info().get("device_name"))}
 
@@ -39,6 +43,8 @@ class Worker:
         """Load a model; at the end nothing of it is in flight any more."""
         began = time.monotonic()
         loaded = load(folder)
+        if self._folded:
+            fold_rows(loaded[0])
         self._models[model] = (loaded[0], loaded[1])
         mx.eval(loaded[0])
         mx.synchronize()

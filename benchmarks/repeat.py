@@ -1,0 +1,159 @@
+"""Whether raw mlx-lm, greedy and alone, gives the same tokens from run to run.
+
+    python -m benchmarks.repeat [--shape llama-8b] [--tokens 320] [--runs 4] [--settings ...]
+
+The control for every claim that a text is the same: what differs here is not ours to promise.
+Each setting is a process of its own, in which `mlx_lm.generate.generate_step` answers the same
+prompt several times. Printed: where a run first has another token than the first run, where
+its log probabilities first have other bits, and how many answers there were; then from which
+position on the bits are those of "vector", in which attention never changes its kernel.
+
+    as it is     nothing is set
+    prealloc     the KV cache has its full size from the start
+    vector       the KV cache grows in steps of 255 instead of 256: on CUDA the attention of a
+                 single query is then never cuDNN's, which takes caches of steps of 256 only
+    no cudnn     MLX_CUDA_USE_CUDNN_SDPA=0: nor is that of prompts
+    padding      what the KV cache does not hold yet is NaN instead of 0
+    no cache     MLX keeps no free buffers, so that each has the size that was asked for
+    no graphs    MLX_USE_CUDA_GRAPHS=0
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .shapes import SHAPES, chosen
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "as it is": {},
+    "prealloc": {},
+    "vector": {},
+    "no cudnn": {"MLX_CUDA_USE_CUDNN_SDPA": "0"},
+    "padding": {},
+    "no cache": {},
+    "no graphs": {"MLX_USE_CUDA_GRAPHS": "0"},
+}
+PROMPT = 24  # tokens
+
+
+def answers(setting: str, folder: Path, tokens: int, runs: int) -> list[dict[str, Any]]:
+    """The tokens of each run, and a digest of the log probabilities behind each."""
+    import mlx.core as mx
+    import numpy as np
+    from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import KVCache
+    from mlx_lm.utils import load_model
+
+    if setting == "prealloc":
+        KVCache.step = 256 * -(-(PROMPT + tokens) // 256)
+    elif setting == "vector":
+        KVCache.step = 255
+    elif setting == "padding":
+        _pad_with_nan(KVCache)
+    elif setting == "no cache":
+        mx.set_cache_limit(0)
+    model, _ = load_model(folder)
+    # Not the default stream: mlx-lm has one of its own as well.
+    stream = mx.new_stream(mx.default_device())
+    prompt = mx.array([5 + 11 * i % 200 for i in range(PROMPT)])
+    found = []
+    for _ in range(runs):
+        run: dict[str, Any] = {"tokens": [], "bits": []}
+        for token, logprobs in generate_step(prompt, model, stream, max_tokens=tokens):
+            raw = np.array(logprobs.view(mx.uint8)).tobytes()
+            run["tokens"].append(int(token))
+            run["bits"].append(hashlib.sha1(raw, usedforsecurity=False).hexdigest()[:12])
+        found.append(run)
+    return found
+
+
+def _pad_with_nan(cache: Any) -> None:
+    """Whatever the cache holds beyond its offset is NaN."""
+    import mlx.core as mx
+
+    real = cache.update_and_fetch
+
+    def update_and_fetch(self: Any, keys: Any, values: Any) -> Any:
+        size = 0 if self.keys is None else self.keys.shape[2]
+        result = real(self, keys, values)
+        if self.keys.shape[2] != size:
+            self.keys[..., self.offset :, :] = mx.nan
+            self.values[..., self.offset :, :] = mx.nan
+            result = self.keys_and_values()
+        return result
+
+    cache.update_and_fetch = update_and_fetch
+
+
+def first_difference(some: Sequence[Any], others: Sequence[Any]) -> int | None:
+    """The first position at which two sequences differ."""
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), None)
+
+
+def report(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Print a line for each run of each setting. Positions count the prompt as well."""
+    print("setting    run  first other token  first other bits  answers  leaves vector at")
+    for setting, given in runs.items():
+        count = len({tuple(run["tokens"]) for run in given})
+        for i, run in enumerate(given):
+            places = [
+                first_difference(run["tokens"], given[0]["tokens"]),
+                first_difference(run["bits"], given[0]["bits"]),
+            ]
+            if "vector" in runs:
+                places.append(first_difference(run["bits"], runs["vector"][0]["bits"]))
+            told = ["-" if place is None else str(PROMPT + place) for place in places]
+            told.insert(2, str(count))
+            widths = (17, 17, 8, 17)
+            columns = "".join(f" {t:>{w}}" for t, w in zip(told, widths, strict=False))
+            print(f"{setting:10} {i + 1:3}{columns}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-bf16")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, default=320)
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--at-once", type=int, default=1, help="processes side by side")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        setting, folder = args.child
+        print(json.dumps(answers(setting, Path(folder), args.tokens, args.runs)))
+        return
+    with chosen(args.shape, args.model) as (_, folder, _catalog):
+
+        def ask(setting: str) -> Any:
+            options = ["--tokens", str(args.tokens), "--runs", str(args.runs)]
+            command = [sys.executable, "-m", "benchmarks.repeat", "--child", setting, folder]
+            process = subprocess.run(
+                [*command, *options],
+                env={**os.environ, **SETTINGS[setting]},
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            return json.loads(process.stdout.splitlines()[-1])
+
+        with ThreadPoolExecutor(args.at_once) as pool:
+            runs = dict(zip(args.settings, pool.map(ask, args.settings), strict=True))
+    report(runs)
+    if args.json:
+        args.json.write_text(json.dumps(runs))
+
+
+if __name__ == "__main__":
+    main()
