@@ -21,7 +21,8 @@ class Api:
         routes: its paths.
         error: the body that tells of an error.
         error_body: its shape.
-        prefixes: paths whose errors have this shape, those of no route as well.
+        prefixes: of paths whose errors have this shape, those of no route as well; by default of
+            every target of a request, "*" and what is no path among them.
         bodies: what the body of a POST is, by path.
         queries: the parameters in the address of a GET, by path.
     """
@@ -29,7 +30,7 @@ class Api:
     routes: Sequence[BaseRoute]
     error: Callable[[HTTPError], Mapping[str, Any]]
     error_body: type[BaseModel]
-    prefixes: tuple[str, ...] = ("/",)
+    prefixes: tuple[str, ...] = ("",)
     bodies: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     queries: Mapping[str, type[BaseModel]] = field(default_factory=dict)
 

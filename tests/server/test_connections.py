@@ -276,3 +276,16 @@ def test_a_burst_is_accepted_in_shares(paris: Running, monkeypatch: pytest.Monke
         counted.result(60)
         assert answers(paris)
     assert max(made.values()) <= ACCEPTED_AT_ONCE
+
+
+@pytest.mark.parametrize("target", [b"]v1/responses", b"*", b"x", b"%2fhealth", b"http:/v1", b"?a"])
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])
+def test_a_target_that_is_no_path(strict: Running, method: bytes, target: bytes) -> None:
+    with connected(strict) as sock:
+        sock.sendall(
+            method + b" " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
+        head, _, body = rest(sock).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status < 500
+    assert status < 400 or json.loads(body), "an error has the shape of some API"
