@@ -239,7 +239,7 @@ class Catalog:
 
     def _ensure(self, spec: ModelSpec, progress: OnProgress | None, offline: bool) -> ModelFiles:
         """Make sure of one model, whatever its draft."""
-        found = self.find(spec)
+        found = self._find(spec)
         if found is not None:
             return found
         if spec.kind == "folder":
@@ -256,7 +256,7 @@ class Catalog:
             )
         with fetch_lock(self.cache_dir, f"{spec.kind}:{spec.location}@{spec.revision}", spec.name):
             # Another thread or process may have fetched it while this one waited.
-            found = self.find(spec)
+            found = self._find(spec)
             if found is not None:
                 return found
             if spec.kind == "builtin":
@@ -266,12 +266,20 @@ class Catalog:
         return verify(spec, folder, progress=progress)
 
     def find(self, spec: ModelSpec) -> ModelFiles | None:
-        """The model as it is on disk, or None if it must be downloaded first.
+        """The model and its draft as they are on disk, or None if one must be downloaded first.
 
         Raises:
             ModelInvalid: a folder of the user is damaged.
             ModelUnsupported: the files are valid, but mlx-lm cannot run the model.
         """
+        files, draft = self._find(spec), self.draft_of(spec)
+        if files is None or draft is None:
+            return files
+        drafting = self._find(draft)
+        return drafting and replace(files, draft=drafting)
+
+    def _find(self, spec: ModelSpec) -> ModelFiles | None:
+        """One model as it is on disk, whatever its draft."""
         folder = self._folder(spec)
         if folder is None:
             return None

@@ -129,7 +129,12 @@ def _job(job: JobHistory, request: RequestHistory, histories: Histories) -> Iter
         numbers = phrases.loaded(job.details)
         if not numbers and job.started is not None:
             numbers = f"in {phrases.seconds(job.ended - job.started)}"
-        yield job.ended, f"{name} finished{phrases.because(numbers)}"
+        without = job.details.get("undrafted")
+        yield (
+            job.ended,
+            f"{name} finished{phrases.because(numbers)}"
+            + (f", without its draft: {without}" if without else ""),
+        )
     elif job.ended is not None:
         verb = "failed" if job.outcome == "failed" else f"was {job.outcome}"
         yield job.ended, f"{name} {verb}{phrases.because(job.cause)}"

@@ -157,6 +157,7 @@ def test_a_model_that_cannot_be_drafted_says_so(
     assert answer.text == backend.generate(model, "Hello", max_tokens=12).text
     loaded = events(backend, "load.finished")
     assert "caches" in loaded[0].details["undrafted"] and "undrafted" not in loaded[1].details
+    assert "without its draft: the caches" in backend.explain(answer.guard.request_id)
 
 
 class TestDeath:

@@ -153,6 +153,8 @@ class Residency:
         except Exception as unknown:
             error = loading.load_error(unknown, files)
         else:
+            if undrafted:
+                logger.warning("%s is loaded without its draft: %s", name, undrafted)
             return resident, None
         model = build = decoder = None  # type: ignore[assignment]  # these are the last references
         release()

@@ -86,6 +86,7 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         ('[mine]\nmodel = "a/b"\nkv_bits = 3', "2, 4, 8 or None"),
         ('[mine]\nmodel = "a/b"\nkv_bits = true', "2, 4, 8 or None"),
         ('[mine]\nmodel = "a/b"\nkv_group_size = 65', "32, 64 or 128"),
+        ('[mine]\nmodel = "a/b"\ndraft = 3', "the name of a model, or 'prompt'"),
         ('[mine]\nmodel = "a/b"\ncontext_window = 0', "an integer, 1 to"),
         ('[mine]\nmodel = "a/b"\ncontext_window = 1.5', "an integer, 1 to"),
     ],

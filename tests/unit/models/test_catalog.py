@@ -372,3 +372,52 @@ def test_aliases_of_the_caller_replace_those_of_the_file(tmp_path: Path) -> None
     assert catalog.resolve("a").location == "org/caller"
     assert catalog.resolve("a").kv_bits == 8
     assert catalog.resolve("b").location == "org/file"
+
+
+class TestDrafts:
+    def test_its_name_may_have_options(self, catalog: Catalog, tmp_path: Path) -> None:
+        make_folder(tmp_path / "large")
+        make_folder(tmp_path / "small")
+        spec = catalog.resolve("./large", draft="./small[context_window=64,kv_bits=4]")
+        assert catalog.resolve(spec.full_name) == spec
+        draft = catalog.draft_of(spec)
+        assert draft is not None
+        assert (draft.location, draft.kv_bits) == (str(tmp_path / "small"), None)
+        assert draft.context_window == 64
+
+    def test_a_folder_is_the_same_from_everywhere(self, catalog: Catalog, tmp_path: Path) -> None:
+        make_folder(tmp_path / "small")
+        spec = catalog.resolve("org/large", draft="small")
+        assert spec.draft == str(tmp_path / "small")
+        assert catalog.resolve("org/large", draft=Path("small")) == spec
+
+    def test_the_prompt_is_no_model(self, catalog: Catalog, tmp_path: Path) -> None:
+        make_folder(tmp_path / "large")
+        make_folder(tmp_path / "prompt")
+        spec = catalog.resolve("./large", draft="prompt")
+        assert catalog.draft_of(spec) is None and catalog.ensure(spec).draft is None
+        assert catalog.draft_of(catalog.resolve("./large", draft="./prompt")) is not None
+
+    def test_models_that_draft_for_each_other(self, catalog: Catalog, tmp_path: Path) -> None:
+        folder = make_folder(tmp_path / "model")
+        file = tmp_path / "models.toml"
+        file.write_text(
+            f'[a]\nmodel = "{folder}"\ndraft = "b"\n[b]\nmodel = "{folder}"\ndraft = "a"'
+        )
+        catalog = Catalog(aliases_file=file)
+        files = catalog.ensure(catalog.resolve("a"))
+        assert files.draft is not None and files.draft.draft is None
+        assert files.draft.spec.draft is None
+
+    def test_both_are_on_disk_or_neither(self, catalog: Catalog, tmp_path: Path) -> None:
+        make_folder(tmp_path / "large", fill=1)
+        make_folder(tmp_path / "small", fill=2)
+        alone = catalog.ensure(catalog.resolve("./large"))
+        both = catalog.find(catalog.resolve("./large", draft="./small"))
+        assert both is not None and both.draft is not None
+        assert both.load_bytes == both.weight_bytes + both.draft.weight_bytes
+        assert both.fingerprint == alone.fingerprint != both.load_fingerprint
+        absent = catalog.resolve("./large", draft="org/elsewhere")
+        assert catalog.find(absent) is None
+        with pytest.raises(PullFailed, match="org/elsewhere"):
+            catalog.ensure(absent, offline=True)
