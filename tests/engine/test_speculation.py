@@ -372,7 +372,7 @@ class TestPace:
         chosen, _ = self.run(pace, 600, lambda n: 1 + 0.1 * n, lambda: True)
         assert sum(map(bool, chosen[-200:])) > 150
 
-    def test_another_answer_begins_with_hope(self) -> None:
+    def test_another_answer_begins_with_a_trial(self) -> None:
         pace = Pace()
         self.run(pace, 200, lambda n: 1 + 0.3 * n, lambda: False)
         pace.begin()

@@ -32,8 +32,9 @@ _ENOUGH = 2  # measurements with which a number of tokens counts as known
 _PLAIN = 3  # plain steps that are measured before the first draft, and again now and then
 _AGAIN = 128  # drafted steps after which plain ones and longer drafts are measured again
 _FADE = 0.96  # the weight of what was accepted before, for each token that was judged since
-_HOPE = (3.0, 4.0)  # accepted and judged tokens with which an answer begins
-_LITTLE = 2.0  # judged tokens that count after a pause
+_HOPE = 0.75  # the share that is accepted, before anything is known of a draft
+_LEARNT = 0.3  # how much of what is expected of the next answer comes from the last
+_LITTLE = 2.0  # judged tokens that such a share counts for, at the beginning and after a pause
 _FIRST_PAUSE, _LONGEST_PAUSE = 16, 128  # steps without drafts after which one is tried
 
 
@@ -62,21 +63,23 @@ class Pace:
 
     It knows what a step took with each number of drafted tokens, and which share of them the
     model has accepted lately. If no number pays, it drafts none, and tries again after a pause,
-    which doubles each time.
+    which doubles each time. An answer begins with the share that is usual.
     """
 
     _took: dict[int, deque[float]] = field(default_factory=dict)  # seconds, by length; 0 is plain
     _warm: set[int] = field(default_factory=set)  # lengths whose kernels are compiled
-    _accepted: float = _HOPE[0]
-    _judged: float = _HOPE[1]
+    _usual: float = _HOPE
+    _accepted: float = _HOPE * _LITTLE
+    _judged: float = _LITTLE
     _wanted: int = _PLAIN  # plain steps to measure before the next draft
     _drafts: int = 0  # since plain steps were measured
     _pause: int = _FIRST_PAUSE
     _rest: int = 0  # steps of the pause that are left
 
     def begin(self) -> None:
-        """Another answer: nothing is known of how well it can be drafted."""
-        self._accepted, self._judged = _HOPE
+        """Another answer begins."""
+        self._usual += _LEARNT * (self._accepted / self._judged - self._usual)
+        self._expect(self._usual)
         self._pause, self._rest = _FIRST_PAUSE, 0
 
     def length(self) -> int:
@@ -107,13 +110,15 @@ class Pace:
             self._pause = _FIRST_PAUSE
         else:
             self._rest, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
-            # After the pause the text may be another: what was known of it counts for little.
-            self._accepted *= _LITTLE / self._judged
-            self._judged = _LITTLE
+            # After the pause the text may be another.
+            self._expect(self._accepted / self._judged)
         self._drafts += 1
         if self._drafts == _AGAIN:
             self._drafts, self._wanted = 0, _PLAIN
             self._took = {n: seconds for n, seconds in self._took.items() if n <= best}
+
+    def _expect(self, share: float) -> None:
+        self._accepted, self._judged = share * _LITTLE, _LITTLE
 
     def _best(self) -> int:
         known = [n for n in LENGTHS if len(self._took.get(n, ())) >= _ENOUGH]
