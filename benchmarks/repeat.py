@@ -1,6 +1,7 @@
 """Whether raw mlx-lm, greedy and alone, gives the same tokens from run to run.
 
     python -m benchmarks.repeat [--shape llama-8b] [--tokens 320] [--runs 4] [--settings ...]
+    python -m benchmarks.repeat --attention 2000
 
 The control for every claim that a text is the same: what differs here is not ours to promise.
 Each setting is a process of its own, in which `mlx_lm.generate.generate_step` answers the same
@@ -16,6 +17,10 @@ position on the bits are those of "vector", in which attention never changes its
     padding      what the KV cache does not hold yet is NaN instead of 0
     no cache     MLX keeps no free buffers, so that each has the size that was asked for
     no graphs    MLX_USE_CUDA_GRAPHS=0
+
+With --attention the attention of a single query is called that often with the same arrays, from
+a cache of steps of 256 and of 255. Printed: how many calls gave other bits than the first, and
+microseconds of a call.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,6 +100,34 @@ def _pad_with_nan(cache: Any) -> None:
     cache.update_and_fetch = update_and_fetch
 
 
+def attention(calls: int) -> None:
+    """Repeat the attention of one query of Llama-8B's heads in bfloat16."""
+    import mlx.core as mx
+
+    heads, kv_heads, size, together = 32, 8, 128, 50
+    print("held  step  other bits  us/call")
+    for held in (300, 1000, 4000, 8000):
+        for step in (256, 255):
+            mx.random.seed(held)
+            shape = (1, kv_heads, step * -(-held // step), size)
+            query = mx.random.normal((1, heads, 1, size)).astype(mx.bfloat16)
+            cache = [mx.random.normal(shape).astype(mx.bfloat16) for _ in "kv"]
+            mx.eval(query, cache)
+
+            def call(query: Any = query, cache: Any = cache, held: int = held) -> Any:
+                keys, values = (kept[..., :held, :] for kept in cache)
+                return mx.fast.scaled_dot_product_attention(query, keys, values, scale=size**-0.5)
+
+            first = call().view(mx.uint16)
+            mx.eval(first)
+            others, began = 0, time.perf_counter()
+            for _ in range(calls // together):
+                found = [mx.any(call().view(mx.uint16) != first) for _ in range(together)]
+                others += int(mx.sum(mx.stack(found)))
+            seconds = time.perf_counter() - began
+            print(f"{held:4} {step:5} {others:11} {1e6 * seconds / calls:8.1f}", flush=True)
+
+
 def first_difference(some: Sequence[Any], others: Sequence[Any]) -> int | None:
     """The first position at which two sequences differ."""
     pairs = enumerate(zip(some, others, strict=False))
@@ -128,8 +162,12 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--at-once", type=int, default=1, help="processes side by side")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--attention", type=int, metavar="CALLS", help="see above")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.attention:
+        attention(args.attention)
+        return
     if args.child:
         setting, folder = args.child
         print(json.dumps(answers(setting, Path(folder), args.tokens, args.runs)))

@@ -12,6 +12,9 @@ has them, and folded, as we load a model on CUDA:
     attention   what of it is attention: the difference to a pass without
     build       Python that builds the graph of a pass; the device waits for nothing of it
                 unless it is faster
+    issue       of "ours", handing work to MLX
+    wait        of "ours", waiting for MLX
+    read        of "ours", reading tokens and log probabilities
 
 All in one process, in turn. Below stands whether both ways give the same logits.
 """
@@ -32,7 +35,10 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 
+from mlx_guarded_llm.engine.decode import batch as batching
+from mlx_guarded_llm.engine.decode import sampling
 from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
+from mlx_guarded_llm.engine.decode.conversion import lists
 from mlx_guarded_llm.engine.decode.decoder import Token, TokenSequence
 from mlx_guarded_llm.engine.residency.folding import fold_rows
 from mlx_guarded_llm.engine.residency.prefix import PrefixCaches
@@ -43,7 +49,7 @@ from .shapes import SHAPES, chosen
 PROMPT = 32  # tokens of each row, none of them shared
 SAMPLED = {"temperature": 0.8, "top_p": 0.9}
 UNENDING = 10**6  # tokens
-TURN = 8  # steps
+TURN = 4  # steps
 
 
 class NoEnd:
@@ -98,6 +104,30 @@ def without_attention() -> Iterator[None]:
         yield
 
 
+def parts(step: Callable[[], Any], tokens: int) -> dict[str, float]:
+    """Milliseconds of each step in which MLX has work handed to it, is waited for, and is read."""
+    spent = dict.fromkeys(("issue", "wait", "read"), 0.0)
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*args)
+            spent[part] += time.perf_counter() - began
+            return result
+
+        return run
+
+    with (
+        mock.patch.object(mx, "async_eval", timed("issue", mx.async_eval)),
+        mock.patch.object(mx, "eval", timed("wait", mx.eval)),
+        mock.patch.object(batching, "lists", timed("read", lists)),
+        mock.patch.object(sampling, "lists", timed("read", lists)),
+    ):
+        for _ in range(tokens):
+            step()
+    return {part: 1000 * seconds / tokens for part, seconds in spent.items()}
+
+
 def measure(model: Any, rows: int, tokens: int) -> dict[str, float]:
     batch, step = our_batch(model, rows)
     caches = batch._batch._generation_batch.prompt_cache
@@ -117,13 +147,14 @@ def measure(model: Any, rows: int, tokens: int) -> dict[str, float]:
     ours, sampled = our_batch(model, rows)[1], our_batch(model, rows, **SAMPLED)[1]
     found = paces({"raw": raw_batch(model, rows), "ours": ours, "sampled": sampled}, tokens)
     step()
+    found |= parts(step, tokens)
     found |= paces({"forward": forward, "attention": lean}, tokens)
     found["attention"] = found["forward"] - found["attention"]
     found["build"] = 1000 * statistics.median(built)
     return found
 
 
-COLUMNS = ("raw", "ours", "sampled", "forward", "attention", "build")
+COLUMNS = ("raw", "ours", "sampled", "forward", "attention", "build", "issue", "wait", "read")
 
 
 def main() -> None:
@@ -140,13 +171,13 @@ def main() -> None:
         folded, _ = load_model(Path(folder))
         fold_rows(folded)
         print(f"{args.shape or args.model} on {mx.device_info().get('device_name')}")
-        print("rows  products" + "".join(f"{name:>11}" for name in COLUMNS) + "    ms a step")
+        print("rows  products" + "".join(f"{name:>10}" for name in COLUMNS) + "    ms a step")
         for rows in args.rows:
             for products, model in (("apart", apart), ("folded", folded)):
-                measure(model, rows, 3)  # kernels are compiled here
+                measure(model, rows, 1)  # kernels are compiled here
                 found = measure(model, rows, args.tokens)
                 figures.append({"rows": rows, "products": products, **found})
-                columns = "".join(f"{found[name]:11.3f}" for name in COLUMNS)
+                columns = "".join(f"{found[name]:10.3f}" for name in COLUMNS)
                 print(f"{rows:4}  {products:8}{columns}", flush=True)
             logits = first_logits(apart, rows), first_logits(folded, rows)
             same, far = bool(mx.array_equal(*logits)), difference(*logits)

@@ -26,7 +26,7 @@ from mlx_lm.utils import load_model
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.engine.residency import loading
-from mlx_guarded_llm.engine.residency.folding import fold_rows, needs_folding
+from mlx_guarded_llm.engine.residency.folding import fold_rows
 from mlx_guarded_llm.testing.architectures import ARCHITECTURES
 from tests.conftest import MakeModel
 from tests.engine._backend import raw_tokens, tokens_of
@@ -223,15 +223,10 @@ def test_every_kind_of_layer_is_known() -> None:
     assert set(multiplying()) == FOLDED | NOT_FOLDED.keys()
 
 
-def test_nothing_is_folded_where_it_does_not_help() -> None:
-    assert not mx.cuda.is_available(), "run these tests with MLX's CPU back end"
-    assert not needs_folding()
-
-
 def test_a_model_that_is_folded_answers_the_same(
     tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "needs_folding", lambda: True)
+    monkeypatch.setattr(loading, "on_cuda", lambda: True)
     folded: list[Any] = []
 
     def fold(model: Any) -> None:

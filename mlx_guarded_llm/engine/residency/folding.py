@@ -31,11 +31,6 @@ from mlx.utils import tree_map
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 
 
-def needs_folding() -> bool:
-    """Whether this device reads a quantised matrix again for each row that is not folded."""
-    return bool(mx.cuda.is_available() and mx.default_device() == mx.Device(mx.gpu))
-
-
 def fold_rows(model: Any) -> None:
     """Make each layer of a model that multiplies by a quantised matrix fold the rows it is given.
 

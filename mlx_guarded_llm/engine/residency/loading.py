@@ -17,7 +17,8 @@ from ...models.files import UnreadableFile, check_unchanged
 from ...models.spec import ModelFiles, ModelSpec
 from ...models.weights import read_tensors
 from ..decode.encoder import open_encoder
-from .folding import fold_rows, needs_folding
+from .device import on_cuda
+from .folding import fold_rows
 from .staging import staged_weights
 
 # How the names of the weights end that LoRA and DoRA add to a layer.
@@ -54,7 +55,7 @@ def load(
     encoder = open_encoder(files) if files.spec.task == "embed" else None
     model = encoder.model if encoder else _open_model(files)
     _check_types(model, files.spec)
-    if needs_folding():
+    if on_cuda():
         fold_rows(model)
     total = max(files.weight_bytes, 1)
     done = 0

@@ -19,6 +19,8 @@ from ..decode.encoder import Embedded, Encoder, EncoderBatch
 from ..decode.sequential import SequentialDecoder
 from ..protocol import EngineOptions
 from . import loading
+from .cache_growth import keep_own_attention
+from .device import on_cuda
 from .device_memory import release, wire_memory
 from .drafting import check_tokens, drafting
 from .keepable import keepable_tokens
@@ -89,6 +91,8 @@ class Residency:
 
     def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
         self._options = options
+        if on_cuda():
+            keep_own_attention()
         self.wired_bytes = wire_memory(options.wired_memory, device)
         self.limits = limits(
             device,
