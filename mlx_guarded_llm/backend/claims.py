@@ -86,6 +86,11 @@ class Claims:
         self._waiting.append(then)
         self._send(claim)
 
+    def look(self) -> None:
+        """Somebody asks for `others`: what he learns next time is no older than `AGAIN`."""
+        if self._wanted is not None and time.monotonic() >= self._sent_at + AGAIN:
+            self._send(self._wanted())
+
     def close(self) -> None:
         """The backend holds nothing any more."""
         if self._programs is not None:
@@ -146,7 +151,9 @@ class Claims:
 
     def _answered(self, number: int, answer: Answer | None) -> None:
         if number != self._number or not self._under_way or self._sent is None:
-            return
+            return  # another answer came, or none in time
+        if self._programs is None:
+            return  # it is closed
         self._under_way = False
         self._granted = self._sent.bytes if answer is None else answer.granted
         others = () if answer is None else answer.others

@@ -897,6 +897,8 @@ class Dispatcher(Loop):
         """See `Backend.health`."""
         now, ledger = time.monotonic(), self.ledger
         waiting, oldest = self.guard.waiting(now)
+        if self._dead is None:
+            self.claims.look()
         return Health(
             engine="failed" if self._dead is not None else self.supervisor.state,
             stalled=self.supervisor.stalled,

@@ -27,7 +27,7 @@ class Health:
         room: seconds after which the queue is expected to take it; None if that is unknown.
         memory_bytes: promised to models and requests.
         budget_bytes: 0 before the engine has worked.
-        held_by: other programs that hold some of the budget, as of the last look.
+        held_by: other programs that hold some of the budget, as of the last claim or `health`.
         tokens: that each running answer has by now, by request.
     """
 

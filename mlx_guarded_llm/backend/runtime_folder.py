@@ -36,7 +36,8 @@ def make() -> Path:
         OSError: it cannot be made, or is not this user's alone.
     """
     place = folder()
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in (*reversed(place.parents), place):  # `parents=True` leaves theirs to the umask
+        part.mkdir(mode=0o700, exist_ok=True)
     check_private(place)
     return place
 

@@ -43,6 +43,7 @@ class _Account:
         self.wanted: dict[str, int] = {}
         self.running: dict[str, int] = {}
         self._chunk = chunk
+        self._longest_wanted: int | None = 0  # None: to be looked for
         self.measure(footprint)
 
     def measure(self, footprint: Footprint) -> None:
@@ -57,6 +58,20 @@ class _Account:
         other.wanted, other.running = dict(self.wanted), dict(self.running)
         return other
 
+    def want(self, request_id: str, tokens: int) -> None:
+        """A request waits."""
+        self.unwant(request_id)
+        self.wanted[request_id] = tokens
+        if self._longest_wanted is not None:
+            self._longest_wanted = max(self._longest_wanted, tokens)
+
+    def unwant(self, request_id: str) -> int:
+        """A request waits no longer. Returns its tokens."""
+        tokens = self.wanted.pop(request_id, 0)
+        if tokens == self._longest_wanted:
+            self._longest_wanted = None
+        return tokens
+
     def count(self) -> None:
         """Recompute what the running requests take."""
         self._longest = max(self.running.values()) if self.running else 0
@@ -68,8 +83,9 @@ class _Account:
 
     def with_wanted(self, most: int) -> tuple[int, int]:
         """`held` and `step` with the requests that wait, `most` in all unless more run."""
-        longest = max(self._longest, *self.wanted.values()) if self.wanted else self._longest
-        running = len(self.running)
+        if self._longest_wanted is None:
+            self._longest_wanted = max(self.wanted.values(), default=0)
+        longest, running = max(self._longest, self._longest_wanted), len(self.running)
         return self._bytes(max(running, min(running + len(self.wanted), most)), longest)
 
     def _bytes(self, requests: int, longest: int) -> tuple[int, int]:
@@ -137,13 +153,13 @@ class Ledger:
         needed = self.needed_bytes(model, tokens)
         if needed > self.budget_bytes:
             raise self._refused(f"{model} with {tokens} tokens of context", needed)
-        self._accounts[model].wanted[request_id] = tokens
+        self._accounts[model].want(request_id, tokens)
 
     def forget_request(self, request_id: str, model: str) -> None:
         """Forget a request that ended before it started."""
         account = self._accounts.get(model)
         if account is not None:
-            account.wanted.pop(request_id, None)
+            account.unwant(request_id)
 
     def check_model(self, model: str) -> None:
         """Refuse a model that does not even fit alone.
@@ -227,7 +243,7 @@ class Ledger:
     def reserve_start(self, request_id: str, model: str) -> None:
         """See `guard.MemoryLedger.reserve_start`."""
         account = self._running[request_id] = self._accounts[model]
-        account.running[request_id] = account.wanted.pop(request_id, 0)
+        account.running[request_id] = account.unwant(request_id)
         account.count()
 
     def release_start(self, request_id: str) -> None:
@@ -240,7 +256,7 @@ class Ledger:
     def retract_start(self, request_id: str) -> None:
         """See `guard.MemoryLedger.retract_start`."""
         account = self._running.pop(request_id)
-        account.wanted[request_id] = account.running.pop(request_id)
+        account.want(request_id, account.running.pop(request_id))
         account.count()
 
     def refusal(

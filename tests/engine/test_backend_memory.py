@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,25 @@ def test_idle_models_leave_before_another_program_is_blamed(
     hold(other, room_for_two.models()[0].memory_bytes)
     room_for_two.generate(b, "Hello", max_tokens=4)
     assert names(room_for_two) == [b]
+
+
+@pytest.mark.parametrize("isolation", ["process"])
+@pytest.mark.parametrize("own_worker", [True])
+def test_a_dead_engines_memory_is_nobody_elses(
+    cramped: Backend, other: Programs, tiny: MakeModel
+) -> None:
+    cramped.load(tiny(), pin=True)
+    used, whole = cramped.memory()
+    wait_until(lambda: sum(holder.bytes for _, holder in other.others()) >= used)
+    assert cramped.worker_pid is not None
+    os.kill(cramped.worker_pid, signal.SIGKILL)
+    wait_for(cramped, "engine.died")
+    told: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+    assert other.claim(0, Claim(device="cpu", bytes=whole, models={}), whole, told.put)
+    answer = told.get(timeout=60)
+    assert answer is not None and answer.granted <= whole - used
+    wait_until(lambda: len(events(cramped, "load.finished")) == 2)
+    assert names(cramped) == [tiny()]
 
 
 @pytest.mark.parametrize("isolation", ["thread"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.backend.programs import Claim, Programs
+from mlx_guarded_llm.server.opening import open_backend
 from tests.conftest import MakeModel
 
-from .conftest import ANSWER, Running, Serve
+from .conftest import ANSWER, Running, Serve, running, settings_of
 
 BODY = {"model": "paris", "messages": [{"role": "user", "content": "Where?"}]}
 
@@ -87,19 +90,41 @@ def test_a_worker_that_hangs_is_told_of_before_it_is_replaced(
     assert health(running)[1]["status"] == "ok"
 
 
+@pytest.fixture
+def other() -> Iterator[Programs]:
+    """Another program of this user, which holds 1 GiB."""
+    program = Programs()
+    claim = Claim(device="cpu", bytes=2**30, models={"theirs": 2**30})
+    assert program.claim(0, claim, 2**40, lambda answer: None) and program.flush(60)
+    yield program
+    program.release(0)
+    assert program.flush(60)
+
+
+@pytest.mark.usefixtures("other")
 def test_other_programs_are_named_to_admins_only(serve: Serve, scripted: MakeModel) -> None:
     keys = {"a": {"key": "a-secret", "admin": True}, "b": {"key": "b-secret"}}
-    other = Programs()
-    claim = Claim(device="cpu", bytes=1000, models={"theirs": 1000})
-    assert other.claim(0, claim, 2**40, lambda answer: None) and other.flush(60)
-    running = serve(models={"paris": scripted(ANSWER)}, keys=keys)
+    running = serve(
+        models={"paris": scripted(ANSWER)}, keys=keys, options={"memory_budget": "2GiB"}
+    )
     running.backend.load("paris")
     for key, named in (("", False), ("b-secret", False), ("wrong", False), ("a-secret", True)):
         reply = running.client.get("/health", headers={"x-api-key": key})
-        assert (reply.status_code, reply.json()["memory_elsewhere_bytes"]) == (200, 1000)
+        assert (reply.status_code, reply.json()["memory_elsewhere_bytes"]) == (200, 2**30)
         assert ("theirs" in reply.text) is named
     for key, named in (("b-secret", False), ("a-secret", True)):
         with Backend.connect(running.url, key=key) as backend:
             assert bool(backend.health().held_by) is named
-    other.release(0)
-    assert other.flush(60)
+
+
+@pytest.mark.usefixtures("other")
+def test_a_refusal_names_no_other_program(
+    scripted: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path))
+    guard = {"isolation": "thread", "memory_budget": "1GiB", "offline": True}
+    settings = settings_of(models={"paris": scripted(ANSWER)}, guard=guard)
+    with open_backend(settings) as backend, running(backend, settings) as served:
+        reply = served.client.post("/v1/chat/completions", json=BODY)
+        assert reply.status_code == 507 and "other programs hold 1.00 GiB" in reply.text
+        assert "theirs" not in reply.text and f"process {os.getpid()}" not in reply.text

@@ -118,6 +118,17 @@ def test_what_others_hold_is_told_once(setting: Setting) -> None:
     assert setting.tick() == [] and setting.claims.deadline() is None
 
 
+def test_who_asks_has_others_looked_at(setting: Setting) -> None:
+    setting.claims.look()
+    assert len(setting.desk.asked) == 1, "it is fresh"
+    setting.now += AGAIN
+    setting.claims.look()
+    setting.claims.look()
+    assert len(setting.desk.asked) == 2
+    setting.answer(0, OTHER)
+    assert setting.claims.others == (OTHER,)
+
+
 def test_what_was_refused_is_given_back_at_once(setting: Setting) -> None:
     setting.want(50, "a")
     setting.answer(40, OTHER)
@@ -180,7 +191,8 @@ def test_where_others_cannot_be_counted(setting: Setting, full: bool) -> None:
 def test_the_end(setting: Setting) -> None:
     setting.want(50, "a")
     setting.claims.close()
-    setting.answer(50)
+    setting.answer(50, OTHER)
+    assert setting.changes == 0 and setting.went_on == ["begin"]
     assert setting.desk.released and setting.tick() == [] and setting.claims.deadline() is None
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -265,7 +266,7 @@ def test_a_folder_that_cannot_be_made(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path / "file" / "run"))
-    fails(mine, caplog, "Not a directory")
+    fails(mine, caplog, "File exists")
 
 
 def test_a_folder_that_others_may_enter(
@@ -322,3 +323,42 @@ def test_many_holders_in_words() -> None:
     text = listed([Holder(f"p{i}", i, ("m",) * 5, 2**30) for i in range(5)])
     assert text.startswith("p0 (process 0) holds 1.00 GiB for m, m, m, 2 more; p1")
     assert text.endswith("; 2 more") and listed([]) == ""
+
+
+_AT_RANDOM = """
+import queue, random, sys
+from mlx_guarded_llm.backend.programs import PROGRAMS, Claim
+chance = random.Random(int(sys.argv[1]))
+told = queue.SimpleQueue()
+while True:
+    size = chance.choice([0, 20, 50, 80])
+    PROGRAMS.claim(0, Claim(device="cpu", bytes=size, models={"m": size}), 100, told.put)
+    assert told.get() is not None
+    print(flush=True)
+"""
+
+
+def test_they_never_hold_more_than_there_is_whoever_is_killed(mine: Programs) -> None:
+    with ExitStack() as ends:
+
+        def start(seed: int) -> subprocess.Popen[str]:
+            process = ends.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", _AT_RANDOM, str(seed)], stdout=subprocess.PIPE, text=True
+                )
+            )
+            ends.callback(process.kill)
+            return process
+
+        running = [start(seed) for seed in range(3)]
+        for kill in range(3):
+            for _ in range(30):
+                for process in running:
+                    assert process.stdout is not None and process.stdout.readline() == "\n"
+                held = {holder.pid: holder.bytes for _, holder in mine.others()}
+                assert set(held) <= {process.pid for process in running}
+                assert sum(held.values()) <= BUDGET
+            killed = running.pop(0)
+            killed.kill()
+            killed.wait(60)
+            running.append(start(3 + kill))

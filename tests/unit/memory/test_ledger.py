@@ -306,3 +306,20 @@ def test_what_is_wanted_stands_side_by_side() -> None:
     assert room.wanted(["b"], 1) == (room.used_bytes, {"b": 260}), "what runs is not given back"
     room.know_request("r3", "b", 700)
     assert room.wanted(["a", "b"], 8)[0] == 1000, "there is no more"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=30))
+def test_the_longest_that_waits_is_known_whoever_left(steps: list[tuple[int, int]]) -> None:
+    room = ledger(10**6, a=0)
+    waiting: dict[str, int] = {}
+    for number, tokens in steps:
+        name = f"r{number}"
+        if name in waiting and number % 2:
+            room.forget_request(name, "a")
+            del waiting[name]
+        else:
+            room.know_request(name, "a", tokens)
+            waiting[name] = tokens
+        most = len(waiting) * max(waiting.values(), default=0)
+        assert room.wanted(["a"], 100) == (most, {"a": most})
+        assert room.copy().wanted(["a"], 100)[0] == most
