@@ -19,7 +19,7 @@ from .programs import Answer, Claim, Programs
 Call = Callable[[], None]
 Wanted = Callable[[], Claim]
 
-ANSWER = 5.0  # seconds for an answer; then the backend goes on as if it were alone
+ANSWER = 15.0  # seconds for an answer; then the backend goes on as if it were alone
 AGAIN = 1.0  # seconds until memory that others hold is asked for again
 LULL = 0.25  # seconds between two claims that nobody waits for
 

@@ -30,7 +30,8 @@ from . import runtime_folder
 
 VARIABLE = "MLX_GUARDED_COUNT_OTHERS"  # "0": nobody counts what other programs hold
 MOST = 10_000  # claims that wait; a backend has one under way, and rarely
-PATIENCE = 2.0  # seconds for the lock, which everybody holds for a moment only
+PATIENCE = 5.0  # seconds for the lock, which everybody holds for a moment only
+FLUSH = 2.0  # seconds for the work that waits, when a backend is closed
 IDLE = 5.0  # seconds without work after which the thread ends
 _PAUSE = 0.005
 _MOST_MODELS = 32  # in an entry, the largest
@@ -114,7 +115,7 @@ class Programs:
         if not self._thread.put(lambda: self._leave(owner), MOST):
             logger.warning("a claim of memory is given back only at the end of this process")
 
-    def flush(self, timeout: float = PATIENCE) -> bool:
+    def flush(self, timeout: float = FLUSH) -> bool:
         """Wait until everything asked for before is done. Returns whether it is."""
         return self._thread.flush(timeout)
 

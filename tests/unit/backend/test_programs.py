@@ -327,7 +327,9 @@ def test_many_holders_in_words() -> None:
 
 _AT_RANDOM = """
 import queue, random, sys
+from mlx_guarded_llm.backend import programs
 from mlx_guarded_llm.backend.programs import PROGRAMS, Claim
+programs.PATIENCE = 60
 chance = random.Random(int(sys.argv[1]))
 told = queue.SimpleQueue()
 while True:
@@ -338,7 +340,10 @@ while True:
 """
 
 
-def test_they_never_hold_more_than_there_is_whoever_is_killed(mine: Programs) -> None:
+def test_they_never_hold_more_than_there_is_whoever_is_killed(
+    mine: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "PATIENCE", 60)
     with ExitStack() as ends:
 
         def start(seed: int) -> subprocess.Popen[str]:
