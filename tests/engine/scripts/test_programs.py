@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,27 +58,28 @@ class Program:
         self.process.wait(60)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In which these programs find each other."""
-    monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path / "run"))
-    monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "run" / "programs"
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder of all programs, with what was measured."""
+    return tmp_path_factory.mktemp("cache")
 
 
-def options(budget: int, tmp_path: Path, **more: Any) -> dict[str, Any]:
-    catalog = Catalog(cache_dir=tmp_path / "cache")
-    return {"catalog": catalog, "memory_budget": budget, "prefix_cache": 0, "offline": True, **more}
-
-
-@pytest.fixture
-def size(folder: Path, tmp_path: Path, tiny: MakeModel) -> int:
+@pytest.fixture(scope="module")
+def size(cache: Path, tiny: MakeModel) -> int:
     """What one program claims for its model and request. What was measured counts from then on."""
     for _ in range(2):
-        with Backend(isolation="thread", **options(2**30, tmp_path)) as backend:
+        with Backend(**options(2**30, cache), count_others=False) as backend:
             backend.generate(tiny(), "Hello", max_tokens=8)
             (used, _) = backend.memory()
     return used
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """In which these programs find each other."""
+    monkeypatch.setenv(runtime_folder.VARIABLE, str(tmp_path / "run"))
+    monkeypatch.setenv("MLX_GUARDED_CACHE_DIR", str(cache))
+    return tmp_path / "run" / "programs"
 
 
 @pytest.fixture
@@ -99,13 +101,31 @@ def programs(folder: Path, size: int, tmp_path: Path, tiny: MakeModel) -> Iterat
         yield [Program(process) for process in started]
 
 
-def test_the_third_has_what_a_killed_one_held(
-    folder: Path, size: int, programs: list[Program], tmp_path: Path, tiny: MakeModel
+def options(budget: int, cache: Path) -> dict[str, Any]:
+    catalog = Catalog(cache_dir=cache)
+    sizes = {"memory_budget": budget, "prefix_cache": 0}
+    return {"isolation": "thread", "catalog": catalog, "offline": True, **sizes}
+
+
+def test_three_programs_and_a_kill(
+    folder: Path, size: int, programs: list[Program], cache: Path, tiny: MakeModel
 ) -> None:
-    with Backend(isolation="thread", **options(size * 5 // 2, tmp_path)) as backend:
+    """Whoever comes first has the last memory; what a closed or killed one held is there again."""
+    given = options(size * 5 // 2, cache)
+    with Backend(**given) as backend:
+        backend.generate(tiny(), "Hello", max_tokens=8)
         for program in programs:
             program.go()
-        assert [program.said() for program in programs] == ["holds", "holds"]
+        said = {program.said(): program for program in programs}
+        winner = said.pop("holds")
+        ((words, loser),) = said.items()
+        assert words.startswith("refused:") and str(os.getpid()) in words.split()
+    loser.go()
+    assert loser.said() == "holds"
+    winner.go()
+    assert winner.said() == "holds"
+
+    with Backend(**given | {"isolation": "process"}) as backend:
         with pytest.raises(MemoryRefused) as caught:
             backend.generate(tiny(), "Hello", max_tokens=8)
         error, pids = caught.value, {program.process.pid for program in programs}
@@ -114,46 +134,25 @@ def test_the_third_has_what_a_killed_one_held(
         assert all(tiny() in holder.models and holder.bytes > 0 for holder in error.held_by)
         assert "other programs hold" in error.message and str(min(pids)) in error.hint
         assert error.needed_bytes <= error.budget_bytes == size * 5 // 2
-        assert backend.health().held_by == error.held_by
+        assert {holder.pid for holder in backend.health().held_by} == pids
         (failed,) = [event for event in backend.events() if event.kind == "request.failed"]
         assert failed.details["held_by"] == [holder._asdict() for holder in error.held_by]
         with pytest.raises(MemoryRefused) as caught:
             backend.load(tiny())
         assert {holder.pid for holder in caught.value.held_by} == pids
 
-        programs[0].kill()
+        loser.kill()
         assert backend.generate(tiny(), "Hello", max_tokens=8).text
-        assert [holder.pid for holder in backend.health().held_by] == [programs[1].process.pid]
+        assert [holder.pid for holder in backend.health().held_by] == [winner.process.pid]
         assert len(list(folder.glob("*.json"))) == 2
-
-        programs[1].go()
-        assert programs[1].said() == "holds", "what it has claimed stays its own"
-
-
-def test_one_of_them_gets_the_last_memory(
-    size: int, programs: list[Program], tmp_path: Path, tiny: MakeModel
-) -> None:
-    with Backend(isolation="process", **options(size * 5 // 2, tmp_path)) as backend:
-        backend.generate(tiny(), "Hello", max_tokens=8)
-        assert backend.worker_pid is not None
-        for program in programs:
-            program.go()
-        said = {program.said(): program for program in programs}
-        assert len(said) == 2
-        winner = said.pop("holds")
-        ((words, loser),) = said.items()
-        assert words.startswith("refused:")
-    # Its backend is closed, so its memory is there for the other.
-    loser.go()
-    assert loser.said() == "holds"
-    winner.go()
-    assert winner.said() == "holds"
+        winner.go()
+        assert winner.said() == "holds", "what it has claimed stays its own"
 
 
 def test_who_counts_nobody_is_not_counted(
-    folder: Path, size: int, tmp_path: Path, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
+    folder: Path, size: int, cache: Path, tiny: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = options(size, tmp_path, isolation="thread")
+    given = options(size, cache)
     with Backend(**given, count_others=False) as backend:
         backend.load(tiny())
         assert not list(folder.glob("*.json"))
