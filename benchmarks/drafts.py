@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ REAL = {  # what drafts, and the prompt
     "4-bit for bf16, story": ("smollm2-135m", STORY),
 }
 
-Pace = Callable[[bool], tuple[float, int, int]]
-"""Tokens per second with a draft or without, tokens that were drafted, and accepted ones."""
+
+@dataclass(frozen=True)
+class Run:
+    """An answer, its tokens per second, and how many were drafted and accepted."""
+
+    answer: object
+    speed: float
+    drafted: int
+    accepted: int
+
+
+Ask = Callable[[bool], Run]  # with a draft or without
 
 
 class PartlyRight:
@@ -84,16 +95,15 @@ class Decoding:
         self._tokens = tokens
         self.answer, _ = self._decode(None)  # kernels are compiled as well
 
-    def pace(self, share: float) -> Pace:
-        """Of answers with a draft that is so often right."""
+    def ask(self, share: float) -> Ask:
+        """Answers with a draft that is so often right."""
         from mlx_guarded_llm.engine.decode.speculation import Speculation
 
         draft = PartlyRight(self.answer, share)
         speculation = Speculation(draft, limit=2**31, chunk=512)
         return lambda drafts: self._decode(speculation if drafts else None)[1]
 
-    def _decode(self, speculation: Any) -> tuple[list[int], tuple[float, int, int]]:
-        """The tokens of the answer, and what a `Pace` returns."""
+    def _decode(self, speculation: Any) -> tuple[list[int], Run]:
         from mlx_guarded_llm.engine.decode.batch import ContinuousBatch
         from mlx_guarded_llm.engine.decode.decoder import Token, TokenSequence
         from mlx_guarded_llm.engine.residency.prefix import PrefixCaches
@@ -116,40 +126,42 @@ class Decoding:
             tokens += [u.token for u in batch.step() if isinstance(u, Token)]
             began = began or (time.perf_counter() if tokens else 0.0)
         seconds = time.perf_counter() - began
-        return tokens, ((len(tokens) - 1) / seconds, sequence.drafted, sequence.accepted)
+        speed = (len(tokens) - 1) / seconds
+        return tokens, Run(tokens, speed, sequence.drafted, sequence.accepted)
 
 
-def through(backend: Backend, model: str, draft: str, prompt: str, tokens: int) -> Pace:
-    """The pace of answers to a prompt."""
+def through(backend: Backend, model: str, draft: str, prompt: str, tokens: int) -> Ask:
+    """Answers of a backend to a prompt."""
 
-    def pace(drafts: bool) -> tuple[float, int, int]:
+    def ask(drafts: bool) -> Run:
         name = f"{model}[draft={draft}]" if drafts else model
         result = backend.generate(name, prompt, max_tokens=tokens)
         usage = result.usage
         speed = (usage.completion_tokens - 1) / result.guard.decode
-        return speed, usage.drafted_tokens, usage.accepted_tokens
+        return Run(result.text, speed, usage.drafted_tokens, usage.accepted_tokens)
 
-    return pace
+    return ask
 
 
-def measure(name: str, pace: Pace, rounds: int) -> dict[str, Any]:
+def measure(name: str, ask: Ask, rounds: int) -> dict[str, Any]:
     """Both sides in turn, and a line that tells of it."""
-    pace(True)  # what it takes the first time does not count
-    paces: dict[bool, list[float]] = {False: [], True: []}
-    drafted = accepted = 0
+    ask(True)  # what it takes the first time does not count
+    alone: list[Run] = []
+    drafted: list[Run] = []
     for round_ in range(rounds):
         for drafts in (False, True) if round_ % 2 == 0 else (True, False):
-            speed, proposed, kept = pace(drafts)
-            paces[drafts].append(speed)
-            drafted, accepted = drafted + proposed, accepted + kept
-    ratios = [w / wo for wo, w in zip(paces[False], paces[True], strict=True)]
-    alone, both = statistics.median(paces[False]), statistics.median(paces[True])
+            (drafted if drafts else alone).append(ask(drafts))
+    ratios = [b.speed / a.speed for a, b in zip(alone, drafted, strict=True)]
+    paces = [statistics.median(run.speed for run in side) for side in (alone, drafted)]
+    accepted, proposed = sum(r.accepted for r in drafted), sum(r.drafted for r in drafted)
+    same = all(run.answer == alone[0].answer for run in (*alone, *drafted))
     print(
-        f"{name:24} {alone:9.1f} {both:9.1f} {statistics.median(ratios):7.2f}  "
-        f"{min(ratios):.2f} to {max(ratios):.2f}  {accepted} of {drafted}",
+        f"{name:24} {paces[0]:9.1f} {paces[1]:9.1f} {statistics.median(ratios):7.2f}  "
+        f"{min(ratios):.2f} to {max(ratios):.2f}  {accepted} of {proposed} accepted, "
+        f"{'the same' if same else 'ANOTHER'} text",
         flush=True,
     )
-    return {"case": name, "alone": alone, "drafted": both, "ratios": ratios}
+    return {"case": name, "alone": paces[0], "drafted": paces[1], "ratios": ratios, "same": same}
 
 
 def main() -> None:
@@ -161,17 +173,15 @@ def main() -> None:
     args = parser.parse_args()
     with chosen(args.shape, ALONE) as (model, folder, catalog):
         print(f"{args.shape or model} on {device_name()}, answers of {args.tokens} tokens")
-        print(f"{'draft':24} {'alone':>9} {'drafted':>9} {'ratio':>7}  spread  accepted")
+        print(f"{'draft':24} {'alone':>9} {'drafted':>9} {'ratio':>7}  spread")
         decoding = Decoding(folder, args.tokens)
-        rows = [
-            measure(f"{share:.0%} right", decoding.pace(share), args.rounds) for share in SHARES
-        ]
+        rows = [measure(f"{share:.0%} right", decoding.ask(share), args.rounds) for share in SHARES]
         del decoding
         if args.shape is None:
             with Backend(prefix_cache=0, catalog=catalog) as backend:
                 for name, (draft, prompt) in REAL.items():
-                    pace = through(backend, model, draft, prompt, args.tokens)
-                    rows.append(measure(name, pace, args.rounds))
+                    ask = through(backend, model, draft, prompt, args.tokens)
+                    rows.append(measure(name, ask, args.rounds))
     if args.json:
         args.json.write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1))
 
