@@ -80,7 +80,7 @@ class Pace:
         """Another answer begins."""
         self._usual += _LEARNT * (self._accepted / self._judged - self._usual)
         self._expect(self._usual)
-        self._pause, self._rest = _FIRST_PAUSE, 0
+        self._pause, self._rest = max(self._pause // 2, _FIRST_PAUSE), 0
 
     def length(self) -> int:
         """How many tokens to draft in the next step; 0 for none."""
