@@ -5,7 +5,8 @@
 For each `load_wait` the same long answer runs, and after `--at` seconds a request for
 the other model arrives. Printed: when its first token came, how long its load was
 deferred and took, how long the long answer stood still, and whether the long answer's
-text was the same as without any neighbour. Runs that are in the file of `--json` already
+text was the same as without any neighbour; and before that, as a control, whether it is
+the same twice without one. Runs that are in the file of `--json` already
 are not made again, so that what takes long can be done in parts.
 """
 
@@ -105,6 +106,9 @@ def run(args: argparse.Namespace, large: str, small: str) -> None:
                 known["tokens"] = calibrate(backend, large, args.seconds, 6000)
                 answer = backend.generate(large, QUESTION, max_tokens=known["tokens"])
                 known["alone"] = answer.text
+                again = backend.generate(large, QUESTION, max_tokens=known["tokens"])
+                known["repeats"] = again.text == answer.text
+                print(f"twice without a neighbour: same text {known['repeats']}", flush=True)
             row = replay(backend, large, small, known["tokens"], args.at)
             if args.trace:
                 backend.write_trace(args.trace)

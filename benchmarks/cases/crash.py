@@ -23,10 +23,12 @@ BREATH = 0.2  # seconds between two tries to reach a side
 def case(args: argparse.Namespace) -> Case:
     asks = [story(i, args.tokens) for i in range(STREAMS)]
     quiet: dict[str, list[Heard]] = {}  # by side, what came without a crash
+    repeats: dict[str, int] = {}  # by side, how many texts were the same twice without one
 
     def warm_up(side: Side) -> None:
-        whole(side.together(asks))
-        quiet[side.name] = list(whole(side.together(asks)))
+        once, twice = (list(whole(side.together(asks))) for _ in range(2))
+        quiet[side.name] = twice
+        repeats[side.name] = sum(a.text == b.text for a, b in zip(once, twice, strict=True))
 
     def measure(side: Side) -> Figure:
         expected = quiet[side.name]
@@ -36,6 +38,7 @@ def case(args: argparse.Namespace) -> Case:
         details = {
             "answers lost": float(lost),
             "of the same text": float(sum(one.text == usual.text for one, usual in pairs)),
+            "the same twice without a crash": float(repeats[side.name]),
         }
         if lost:
             return Figure(value=_back(side, asks[0], struck, lost), details=details)
