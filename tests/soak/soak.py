@@ -127,8 +127,8 @@ class Soak:
             while not self.faults and (time.monotonic() < end or len(self.samples) < 3):
                 profile = dice.choice(profiles)
                 with self._open(profile) as brief:
-                    until = time.monotonic() + period
                     workers = [used.run(os.getpid) for used in (backend, brief)]
+                    until = time.monotonic() + period  # with both engines at work
                     self._use([(backend, long), (brief, profile)], until, dice.getrandbits(32))
                     for used, pid in zip((backend, brief), workers, strict=True):
                         self._check_drained(used)
