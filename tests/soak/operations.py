@@ -80,6 +80,10 @@ def make_models(folder: Path, count: int) -> tuple[list[Model], dict[str, Model]
         lines.append(f'[{name}]\nmodel = "{folder / name}"\n')
     lines.append(f'[kv-bits]\nmodel = "{folder / "model-1"}"\nkv_bits = 8\nkv_group_size = 32\n')
     models.append(Model("kv-bits"))
+    make_tiny_model(folder / "small", seed=99)
+    for name, draft in (("looked-up", "prompt"), ("drafted", folder / "small")):
+        lines.append(f'[{name}]\nmodel = "{folder / "model-1"}"\ndraft = "{draft}"\n')
+        models.append(Model(name))
 
     make_tiny_model(folder / "base", chat_template=None)
     make_tiny_model(folder / "nan", nan=True)

@@ -61,11 +61,11 @@ def test_options_reach_the_backend(backend: FakeBackend, run: Run) -> None:
 def test_a_model_is_named_with_what_it_is_loaded_with(
     command: str, backend: FakeBackend, run: Run, tmp_path: Path
 ) -> None:
-    arguments = ["--kv-bits", "8", "--context-window", "64", "--revision", "v1"]
+    arguments = ["--draft", "prompt", "--context-window", "64", "--revision", "v1"]
     question = ["Where?"] if command == "run" else []
     done = run(command, "tiny", *question, *arguments, "--adapter-path", tmp_path, stdin="Where?\n")
     assert done.exit_code == 0, done.stderr
-    name = f"tiny[adapter_path={tmp_path},context_window=64,kv_bits=8,revision=v1]"
+    name = f"tiny[adapter_path={tmp_path},context_window=64,draft=prompt,revision=v1]"
     assert backend.asked[0][0] == name
 
 
