@@ -70,6 +70,8 @@ class InOrder(Pace):
     def length(self) -> int:
         return next(self._order)
 
+    def took(self, length: int, seconds: float) -> None: ...
+
     def judged(self, length: int, accepted: int) -> None: ...
 
 
@@ -261,6 +263,7 @@ class TestTheSameTokens:
         assert decode(batch(loaded, draft), sequence(temperature=1.5)) == alone
 
 
+@pytest.mark.usefixtures("lengths")
 class TestCachesOfADraft:
     def test_the_next_answer_goes_on_from_the_last(self, loaded: tuple[Any, Any]) -> None:
         prefix = PrefixCaches(2**22).open("d")
@@ -331,9 +334,9 @@ class TestPace:
             accepted = 0
             while accepted < length and right():
                 accepted += 1
-            pace.took(length, seconds(length))
             if length:
                 pace.judged(length, accepted)
+            pace.took(length, seconds(length))
             chosen.append(length)
             tokens += accepted + 1
             spent += seconds(length)
@@ -371,6 +374,18 @@ class TestPace:
         self.run(pace, 600, lambda n: 1 + 0.3 * n, lambda: False)
         chosen, _ = self.run(pace, 600, lambda n: 1 + 0.1 * n, lambda: True)
         assert sum(map(bool, chosen[-200:])) > 150
+
+    def test_a_draft_that_must_read_much_waits_until_it_is_paid_for(self) -> None:
+        pace = Pace()
+        self.run(pace, 40, lambda n: 1 + 0.3 * n, lambda: False)
+        while not (length := pace.length()):
+            pace.took(0, 1.0)
+        pace.read(20.0)
+        pace.judged(length, 0)
+        pace.took(length, 1.3)
+        pace.begin()
+        assert [pace.length() for _ in range(400)] == [0] * 400
+        assert pace.length() > 0 or any(pace.length() for _ in range(10))
 
     def test_another_answer_begins_with_a_trial(self) -> None:
         pace = Pace()

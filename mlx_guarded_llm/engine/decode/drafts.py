@@ -118,13 +118,14 @@ class DraftModel:
 
     def ready(self, chunk: int) -> bool:
         """See `Draft.ready`. What is missing in the cache is computed in chunks."""
-        if len(self._history) - self._held <= chunk:
-            return True
-        part = mx.array(self._history[self._held : self._held + chunk], dtype=mx.uint32)
-        self._model(self._known(part)[None], cache=self._cache)
-        mx.eval([cache.state for cache in self._cache])
-        self._held += chunk
-        return False
+        # The last of its guesses is never in the cache, and is computed with the pending token.
+        if len(self._history) - self._held > 1:
+            part = self._history[self._held : self._held + chunk]
+            tokens = self._known(mx.array(part, dtype=mx.uint32))
+            self._model(tokens[None], cache=self._cache)
+            mx.eval([cache.state for cache in self._cache])
+            self._held += len(part)
+        return len(self._history) - self._held <= 1
 
     def propose(self, pending: mx.array, row: Row, most: int) -> mx.array | None:
         """See `Draft.propose`."""

@@ -35,6 +35,7 @@ _FADE = 0.96  # the weight of what was accepted before, for each token that was 
 _HOPE = 0.75  # the share that is accepted, before anything is known of a draft
 _LEARNT = 0.3  # how much of what is expected of the next answer comes from the last
 _LITTLE = 2.0  # judged tokens that such a share counts for, at the beginning and after a pause
+_LOST = 0.05  # the share of the time that drafts may cost which do not pay
 _FIRST_PAUSE, _LONGEST_PAUSE = 16, 128  # steps without drafts after which one is tried
 
 
@@ -75,6 +76,8 @@ class Pace:
     _drafts: int = 0  # since plain steps were measured
     _pause: int = _FIRST_PAUSE
     _rest: int = 0  # steps of the pause that are left
+    _unpaid: float = 0.0  # seconds in which the draft read what it had missed
+    _debt: int = 0  # steps until what was lost is a small share of the time
 
     def begin(self) -> None:
         """Another answer begins."""
@@ -86,10 +89,13 @@ class Pace:
         """How many tokens to draft in the next step; 0 for none."""
         if self._wanted > 0:
             return 0
-        if self._rest > 0:
-            self._rest -= 1
-            return 0
-        return self._best()
+        waits = self._rest > 0 or self._debt > 0
+        self._rest, self._debt = max(self._rest - 1, 0), max(self._debt - 1, 0)
+        return 0 if waits else self._best()
+
+    def read(self, seconds: float) -> None:
+        """The draft took so long to read tokens that it had missed."""
+        self._unpaid += seconds
 
     def took(self, length: int, seconds: float) -> None:
         """A step took so long, with so many drafted tokens."""
@@ -97,6 +103,12 @@ class Pace:
             self._wanted = max(self._wanted - 1, 0)
         if length == 0 or length in self._warm:
             self._took.setdefault(length, deque(maxlen=_SAMPLES)).append(seconds)
+        if length > 0 and length in self._warm:
+            plain = median_low(self._took[0])
+            if self._rest > 0:  # it did not pay
+                lost = self._unpaid + max(seconds - plain, 0.0)
+                self._debt = int(lost / (_LOST * plain))
+            self._unpaid = 0.0
         self._warm.add(length)
 
     def judged(self, length: int, accepted: int) -> None:
@@ -215,7 +227,12 @@ class Speculation:
         room = min(stream.left, self._limit - len(stream.history) - 1)
         length = self._pace.length() if room > 0 else 0
         chunk = self._chunk // BESIDE if beside else self._chunk
-        if not length or not self._draft.ready(chunk):
+        if not length:
+            return None
+        began = self._clock()
+        ready = self._draft.ready(chunk)
+        self._pace.read(self._clock() - began)
+        if not ready:
             return None
         pending = stream.pending()
         if pending is None:
