@@ -26,6 +26,7 @@ from mlx_guarded_llm.backend.remote import frames
 from mlx_guarded_llm.backend.remote.connection import Outbox
 from mlx_guarded_llm.errors import (
     BackendClosed,
+    ContextOverflow,
     GuardedLLMError,
     InvalidRequest,
     ModelNotFound,
@@ -95,6 +96,12 @@ def test_what_a_server_does_not_serve(paris: Running, connect: Any, tiny: MakeMo
     with pytest.raises(InvalidRequest, match=r"run\(\)"):
         backend.run(lambda: 1)
     assert backend.generate("paris[context_window=256]", "Hello").text == ANSWER
+
+
+def test_a_prompt_of_megabytes_goes_there(paris: Running, connect: Any) -> None:
+    with pytest.raises(ContextOverflow, match="4000000 characters"):
+        connect(paris.url).generate("paris", "word " * 800_000)
+    assert connect(paris.url).generate("paris", "Go on").text == ANSWER
 
 
 def test_keys(serve: Serve, scripted: MakeModel, connect: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import json
 import threading
 import time
@@ -191,12 +192,13 @@ class Connection:
         except Exception as error:  # a frame that cannot be read
             reply.end(_gone(self.url, f"its reply cannot be read ({error})", reply.text))
 
-    async def _attempt(self, call: str, body: bytes, reply: _Reply) -> None:
-        content = frames.call_of(reply.rest()) if reply.attempts else body
+    async def _attempt(self, call: str, first: bytes, reply: _Reply) -> None:
+        content = frames.call_of(reply.rest()) if reply.attempts else first
         reply.attempts += 1
         reply.moved = False
         where = f"{self._base}{frames.PATH}{call}"
-        async with self._client.post(where, data=content, allow_redirects=False) as response:
+        body = io.BytesIO(content)  # of which aiohttp sends a part at a time
+        async with self._client.post(where, data=body, allow_redirects=False) as response:
             if response.status != 200:
                 raise await _refused(self.url, response)
             begun: list[bytes] = []  # parts of a line, which may be long
