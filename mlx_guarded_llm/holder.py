@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 GIB = 1024**3
@@ -30,6 +30,11 @@ class Holder(NamedTuple):
         models = ", ".join(_first(self.models))
         what = f" for {models}" if models else ""
         return f"{self.program} (process {self.pid}) holds {self.bytes / GIB:.2f} GiB{what}"
+
+
+def held_bytes(holders: Iterable[Holder]) -> int:
+    """What all of them hold."""
+    return sum(holder.bytes for holder in holders)
 
 
 def listed(holders: Sequence[Holder]) -> str:

@@ -63,6 +63,7 @@ from ..guard import (
     Timing,
     Unload,
 )
+from ..holder import held_bytes
 from ..logs import get_logger
 from ..memory.ledger import Ledger
 from ..models import Catalog, ModelFiles, ModelSpec
@@ -661,7 +662,7 @@ class Dispatcher(Loop):
         )
         if self.ledger is None:
             limits = ready.limits
-            held = sum(holder.bytes for holder in self.claims.others)
+            held = held_bytes(self.claims.others)
             self.ledger = Ledger(
                 limits.budget_bytes + int(limits.share_of_free * held),
                 prefix_cache_bytes=limits.prefix_cache_bytes,
@@ -695,7 +696,7 @@ class Dispatcher(Loop):
         if self.ledger is None:
             return
         others = self.claims.others
-        held = sum(holder.bytes for holder in others)
+        held = held_bytes(others)
         self.ledger.share(held, others if self._name_others else ())
         self.do(self.guard.tick(time.monotonic()))
 

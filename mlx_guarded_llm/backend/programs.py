@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..background import Background
-from ..holder import Holder
+from ..holder import Holder, held_bytes
 from ..logs import THREAD_PREFIX, get_logger
 from . import runtime_folder
 
@@ -135,7 +135,7 @@ class Programs:
             self._move_to(folder)
             others = [holder for device, holder in _entries(folder, self._path)
                       if device == claim.device]  # fmt: skip
-            free = max(0, budget - sum(holder.bytes for holder in others))
+            free = max(0, budget - held_bytes(others))
             held = self._claims.get(owner)
             granted = min(claim.bytes, max(free, held.bytes if held is not None else 0))
             self._claims[owner] = Claim(device=claim.device, bytes=granted, models=claim.models)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from ..backend import Health
 from ..errors import RequestTimeout
+from ..holder import held_bytes
 from .api import Api
 from .context import Context, client_of
 from .errors import HTTPError, retry_headers
@@ -36,7 +37,7 @@ async def health(request: Request) -> Response:
             "oldest_waiting_seconds": round(now.oldest_waiting, 3),
             "memory_bytes": now.memory_bytes,
             "memory_budget_bytes": now.budget_bytes,
-            "memory_elsewhere_bytes": sum(holder.bytes for holder in now.held_by),
+            "memory_elsewhere_bytes": held_bytes(now.held_by),
         }
         if client_of(request).admin:
             found["memory_held_by"] = [holder._asdict() for holder in now.held_by]

@@ -37,7 +37,7 @@ SILENCE = 120.0  # seconds without a byte, after which a server is taken for gon
 AGAIN = 10.0  # seconds in which a server that went away may come back
 CLOSING = 5.0  # seconds for calls under way to end
 
-_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+_BROKEN = (aiohttp.ClientError, OSError)
 # A server that is about to end says `ServerUnavailable`.
 _AWAY = (*_BROKEN, ServerUnavailable)
 # What to do about statuses that come before a call is read.

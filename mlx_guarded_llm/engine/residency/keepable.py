@@ -9,7 +9,7 @@ That takes a handful of passes of a few tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -51,8 +51,7 @@ def keepable_tokens(model: Any) -> int:
     within, beyond = _known[architecture]
     if beyond:
         return UNBOUNDED
-    sizes = [size for part in parts for size in _windows(part).values()]
-    return min(sizes) if within else 0
+    return _smallest_window(parts) if within else 0
 
 
 def trimmable_tokens(model: Any) -> int:
@@ -64,8 +63,7 @@ def trimmable_tokens(model: Any) -> int:
     caches = make_prompt_cache(model)
     if not keepable_tokens(model) or not can_trim_prompt_cache(caches):
         return 0
-    sizes = [size for part in _parts(caches) for size in _windows(part).values()]
-    return min(sizes, default=UNBOUNDED)
+    return _smallest_window(_parts(caches))
 
 
 def _same_when_kept(model: Any, *, window: int | None) -> bool:
@@ -109,6 +107,11 @@ def _parts(caches: Any) -> Iterator[Any]:
         yield cache
         inner = getattr(cache, "caches", ())
         yield from _parts(inner if isinstance(inner, list | tuple) else ())
+
+
+def _smallest_window(parts: Iterable[Any]) -> int:
+    """In tokens; `UNBOUNDED` if there is none."""
+    return min((size for part in parts for size in _windows(part).values()), default=UNBOUNDED)
 
 
 def _windows(cache: Any) -> dict[str, int]:
