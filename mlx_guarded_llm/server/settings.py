@@ -68,7 +68,7 @@ class ModelEntry(Section):
     on_degraded: Literal["raise", "mark"] = Field(
         default="mark", description="An empty or broken answer is marked, or is an error."
     )
-    retry: Retry = Field(default=Retry(), description="See docs/guarded-llm.md.")
+    retry: Retry = Field(default=Retry(), description="See docs/concepts/provenance.md.")
     max_tokens: Count = Field(default=8192, description="Of an answer, unless asked for others.")
     token_ids: str = Field(
         default="refuse",
@@ -109,7 +109,7 @@ class Key(Section):
 
 
 class GuardSection(Section):
-    """The backend; see docs/guard.md and docs/memory.md."""
+    """The backend; see docs/concepts/scheduling.md and docs/concepts/memory.md."""
 
     load_wait: Seconds = Field(default=120.0, description="Seconds a load waits for generations.")
     fairness_window: Seconds = Field(default=5.0, description="Seconds newcomers may pass a load.")

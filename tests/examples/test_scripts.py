@@ -12,7 +12,7 @@ from ._examples import FOLDER, run
 
 
 def test_the_page_lists_every_example() -> None:
-    page = (FOLDER.parent / "examples.md").read_text(encoding="utf-8")
+    page = (FOLDER.parent / "start" / "examples.md").read_text(encoding="utf-8")
     for path in FOLDER.glob("*.py"):
         assert f"(examples/{path.name})" in page
 

@@ -50,7 +50,7 @@ def test_the_example_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 PAGES = [
-    "docs/llama-index.md",
+    "docs/how-to/llama-index.md",
     "integrations/llama-index-llms-mlx-guarded/README.md",
     "integrations/llama-index-embeddings-mlx-guarded/README.md",
 ]

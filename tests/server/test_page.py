@@ -19,9 +19,14 @@ from tests.conftest import MakeModel
 from ._pages import ROOT, URL, examples, models_of_pages, run_example
 from .conftest import ANSWER, Running, Serve
 
-CLIENTS = ROOT / "docs" / "clients"
+CLIENTS = ROOT / "docs" / "how-to" / "clients"
 
-PAGES = ("README.md", "docs/server.md", "docs/remote.md", "docs/clients/openai.md")
+PAGES = (
+    "README.md",
+    "docs/how-to/server.md",
+    "docs/how-to/remote.md",
+    "docs/how-to/clients/openai.md",
+)
 
 
 @pytest.mark.parametrize("code", examples(*PAGES))
@@ -36,7 +41,7 @@ def test_the_example_of_a_client(
 
 
 def test_the_settings_of_the_page() -> None:
-    text = (ROOT / "docs" / "server.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "server.md").read_text()
     remote, block = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     settings = Settings.model_validate(tomllib.loads(remote))
     assert settings.models["small"].fallbacks == ("gpt",) and settings.models["gpt"].url

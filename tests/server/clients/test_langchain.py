@@ -212,7 +212,7 @@ def test_the_responses_api(server: Running) -> None:
 # ---- the page ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", examples("docs/clients/langchain.md"))
+@pytest.mark.parametrize("code", examples("docs/how-to/clients/langchain.md"))
 def test_the_example_of_the_page(
     server: Running, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

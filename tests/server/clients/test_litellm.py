@@ -138,7 +138,7 @@ def test_retries_do_not_pile_up(litellm: Any, server: Running) -> None:
 
 
 @pytest.mark.usefixtures("litellm")
-@pytest.mark.parametrize("code", examples("docs/clients/litellm.md"))
+@pytest.mark.parametrize("code", examples("docs/how-to/clients/litellm.md"))
 def test_the_example_of_the_page(
     server: Running, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

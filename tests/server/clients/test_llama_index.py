@@ -135,7 +135,7 @@ def test_a_prompt_that_is_too_long(server: Running) -> None:
 @old_parts
 # The example leaves its connections to the end of its program.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("code", examples("docs/clients/llamaindex.md"))
+@pytest.mark.parametrize("code", examples("docs/how-to/clients/llamaindex.md"))
 def test_the_example_of_the_page(
     server: Running, code: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

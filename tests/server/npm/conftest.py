@@ -21,7 +21,7 @@ from ..conftest import Running
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 WINDOW = 200_000  # each byte of a prompt is a token
-PAGES = HERE.parents[2] / "docs" / "clients"
+PAGES = HERE.parents[2] / "docs" / "how-to" / "clients"
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,7 @@ class Promises:
                 assert held, "a newcomer passed a request that lacks room"
 
     def _check_turn(self, job_id: str) -> None:
-        """First come first served, and the bound of docs/guard.md."""
+        """First come first served, and the bound of docs/concepts/scheduling.md."""
         job = self.state.running
         assert job is not None and job.id == job_id
         for other in self.state.jobs.values():

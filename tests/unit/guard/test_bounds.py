@@ -1,4 +1,4 @@
-"""Arrivals that never stop, and the bounds of docs/guard.md.
+"""Arrivals that never stop, and the bounds of docs/concepts/scheduling.md.
 
 The simulation's `promises` check the bounds themselves at every step: `_check_turn` when a job
 begins, `check_pending` while it waits, "no turn" when a generation is paused again.

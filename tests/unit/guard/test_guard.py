@@ -109,7 +109,7 @@ def test_the_first_token_is_on_record() -> None:
 
 
 def test_the_timeline_of_the_docs() -> None:
-    """docs/guard.md, "A worked timeline"."""
+    """docs/concepts/scheduling.md, "A worked timeline"."""
     sim = Simulation(load_wait=120, fairness_window=5, load_seconds=10)
     sim.submit("a", 400, name="r1")
     arrivals = [(30, "b", 20, "r2"), (33, "a", 20, "r3"), (36, "a", 20, "r4"), (100, "c", 20, "r5")]
