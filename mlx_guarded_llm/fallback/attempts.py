@@ -181,17 +181,21 @@ class Attempts:
         """
         for turn in self._turns():
             pauses: list[float] = []
-            for attempt in Retrying(sleep=pauses.append, **self._strategy(turn)):
-                if pauses:
-                    yield Pause(pauses.pop())
-                outcome: Outcome | None
-                if open_ is None:
-                    outcome = yield from self._whole(turn)
-                else:
-                    outcome = yield from self._streamed(turn, open_, hold_back)
-                if outcome is None:
-                    return
-                attempt.retry_state.set_result(outcome)
+            retrying = Retrying(sleep=pauses.append, **self._strategy(turn))
+            try:
+                for attempt in retrying:
+                    if pauses:
+                        yield Pause(pauses.pop())
+                    outcome: Outcome | None
+                    if open_ is None:
+                        outcome = yield from self._whole(turn)
+                    else:
+                        outcome = yield from self._streamed(turn, open_, hold_back)
+                    if outcome is None:
+                        return
+                    attempt.retry_state.set_result(outcome)
+            finally:
+                retrying.iter_state.reset()  # its actions are methods of its own: a cycle
         yield self._conclude()
 
     def _whole(self, turn: Turn) -> Generator[Step, Any, Outcome]:

@@ -131,10 +131,13 @@ class Pieces:
             for question in questions
         ]
         self._waits = True
-        self._tasks = [
-            asyncio.ensure_future(self._pump(place, question, stream))
-            for place, (question, stream) in enumerate(zip(questions, streams, strict=True))
-        ]
+        self._tasks: set[asyncio.Task[None]] = set()
+        for place, (question, stream) in enumerate(zip(questions, streams, strict=True)):
+            task = asyncio.ensure_future(self._pump(place, question, stream))
+            self._tasks.add(task)
+            # A task keeps the error that cancelled it, whose frames keep this object. Kept here
+            # in turn, all of it would wait for a collection that holds up every stream.
+            task.add_done_callback(self._tasks.discard)
         self._context.ending.when_over(self._end)
 
     async def begin(self) -> None:
