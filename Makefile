@@ -36,7 +36,7 @@ OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-remote \
-	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs \
+	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
 help: ## show this list
@@ -111,6 +111,11 @@ chaos: $(STAMP) ## kill the worker KILLS=200 times under load
 
 remote-chaos: $(STAMP) ## kill a server or its engine KILLS=100 times under eight clients
 	$(BIN)/python -m tests.soak.remote --kills $(KILLS) $(ARGS)
+
+picture: $(STAMP) ## the picture in README.md: both demos anew, ~3 minutes (ARGS=redraw draws their records again)
+	$(if $(filter redraw,$(ARGS)),,$(BIN)/mlx-guarded demo --naive --trace docs/images/incident-naive.json)
+	$(if $(filter redraw,$(ARGS)),,$(BIN)/mlx-guarded demo --trace docs/images/incident-guarded.json)
+	$(BIN)/python docs/draw_incident.py
 
 docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -9,6 +9,7 @@ names for all of them. `speeds` measures how long things take.
 
 from typing import TYPE_CHECKING, Any
 
+from .chart_svg import write_svg
 from .events import Event, Kind
 from .explain import explain
 from .log import Record
@@ -34,6 +35,7 @@ __all__ = [
     "render_text",
     "to_perfetto",
     "write_perfetto",
+    "write_svg",
 ]
 
 

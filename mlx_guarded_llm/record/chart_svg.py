@@ -1,9 +1,10 @@
-"""A timeline as an inline SVG picture, for notebooks and web pages."""
+"""A timeline as an SVG picture: inline, for notebooks and web pages, or a file of its own."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from . import phrases
 from .chart import DEATHS, DRAWN, STILL, WAITS, states_in, tick_label, ticks
@@ -34,6 +35,10 @@ _COLOURS = {
     "running": "#23a6b5",
     "loading": "#3f83f0",
 }
+_PAGE = (
+    "svg{color:#1f2328}.page{fill:#fff}@media(prefers-color-scheme:dark)"
+    "{svg{color:#e6edf3}.page{fill:#0d1117}}"
+)
 _SIGNS = {"failed": "#e05252", "cancelled": "#e3a32b", "interrupted": "#d6409f"}
 
 
@@ -49,7 +54,47 @@ def render_svg(timeline: Timeline, *, width: int = WIDTH, live: bool = False) ->
     """
     if not timeline.rows and not live:
         return "<p>Nothing was recorded.</p>"
-    return "".join(_Picture(timeline, width, live).parts())
+    picture = _Picture(timeline, width, live)
+    drawn = "".join(picture.parts())  # which knows how high it is
+    size = (
+        f'width="{width}" height="{picture.height:.0f}"'
+        if live
+        else f'width="100%" style="max-width:{width}px"'
+    )
+    names = f"Timeline of {phrases.counted(len(picture.names), 'model')}"
+    return f"{_opening(width, picture.height, size, names)}{drawn}</svg>"
+
+
+def write_svg(timelines: Mapping[str, Timeline], path: str | Path, *, width: int = WIDTH) -> Path:
+    """Write a picture of its own: the timelines one below another, each under its title.
+
+    It has a background, light or dark as the reader's system is, so any page can show it.
+    """
+    parts, y = [], 8.0
+    for title, timeline in timelines.items():
+        picture = _Picture(timeline, width, False)
+        drawn = "".join(picture.parts())
+        parts.append(
+            f'<text x="16" y="{y + 20:.0f}" font-size="14" font-weight="600">{escape(title)}</text>'
+            f'<g transform="translate(0,{y + 28:.0f})">{drawn}</g>'
+        )
+        y += 28 + picture.height + 8
+    size = f'width="{width}" height="{y:.0f}"'
+    path = Path(path)
+    path.write_text(
+        f"{_opening(width, y, size, '; '.join(timelines))}<style>{_PAGE}</style>"
+        f'<rect class="page" width="{width}" height="{y:.0f}" rx="8"/>{"".join(parts)}</svg>\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def _opening(width: int, height: float, size: str, label: str) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" {size} '
+        f'role="img" aria-label="{escape(label)}" '
+        'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" fill="currentColor">'
+    )
 
 
 class _Picture:
@@ -78,19 +123,7 @@ class _Picture:
         return self.left + (self.plot * (time - self.timeline.start) / length if length else 0)
 
     def parts(self) -> Iterator[str]:
-        legend = list(self.legend())  # which says how high it is
-        size = (
-            f'width="{self.width}" height="{self.height:.0f}"'
-            if self.live
-            else f'width="100%" style="max-width:{self.width}px"'
-        )
-        yield (
-            f'<svg xmlns="http://www.w3.org/2000/svg" '
-            f'viewBox="0 0 {self.width} {self.height:.0f}" {size} role="img" '
-            f'aria-label="Timeline of {phrases.counted(len(self.names), "model")}" '
-            'font-family="system-ui, DejaVu Sans, sans-serif" font-size="12" '
-            'fill="currentColor">'
-        )
+        legend = list(self.legend())  # which sets the height
         yield from self.axis()
         for row in self.timeline.rows:
             top = self.tops[row.model]
@@ -109,7 +142,6 @@ class _Picture:
         for mark in self.timeline.marks:
             yield self.mark(mark)
         yield from legend
-        yield "</svg>"
 
     def axis(self) -> Iterator[str]:
         start, end = self.timeline.start, self.timeline.end

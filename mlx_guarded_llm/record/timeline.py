@@ -179,7 +179,11 @@ def _row(
                 loads.append((own[0].start, own[-1].end))
         else:
             label, own = history.request_id, request_spans(history, loads, last)
-        own = [replace(span, start=max(span.start, first)) for span in own if span.end >= first]
+        own = [
+            replace(span, start=max(span.start, first))
+            for span in own
+            if span.end > first or span.start >= first
+        ]
         lane = _lane(lanes, own)
         spans += [replace(span, lane=lane) for span in own]
         if history.ended is not None and history.outcome in ("failed", "cancelled", "interrupted"):

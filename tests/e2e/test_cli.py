@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_guarded_llm.record import overlaps, read_perfetto, timeline
 from mlx_guarded_llm.testing.tiny import make_scripted_model, make_tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -159,12 +160,15 @@ def test_the_demo(environment: dict[str, str], endless: Path, paris: Path, tmp_p
 
 
 def test_the_demo_without_the_guard_dies(
-    environment: dict[str, str], endless: Path, paris: Path
+    environment: dict[str, str], endless: Path, paris: Path, tmp_path: Path
 ) -> None:
+    trace = tmp_path / "trace.json"
     done = cli(
         environment, "demo", "--naive", "--model-a", endless, "--model-b", paris,
-        "--max-tokens", "200",
+        "--max-tokens", "200", "--trace", str(trace),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    [(load, generation)] = overlaps(timeline(read_perfetto(trace)))
+    assert (load.label, generation.label) == ("load of paris", "request-A")
     assert "failed assertion 'load of paris on loader overlaps" in done.stdout
     assert "It died of SIGABRT" in done.stdout

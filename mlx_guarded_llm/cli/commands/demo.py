@@ -55,7 +55,9 @@ def demo(
 
     folders = [fetch(model).path for model in (model_a, model_b)]
     if naive:
-        died = show_naive(folders[0], folders[1], PROMPT_A, max_tokens)
+        died = show_naive(folders[0], folders[1], PROMPT_A, max_tokens, trace)
+        if trace is not None:
+            _wrote(trace)
         raise typer.Exit(0 if died else reporting.FAILED)
     _intro(model_a, model_b, max_tokens, load_wait)
     parts = (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from mlx_guarded_llm.record import Event, render_text, timeline
+from mlx_guarded_llm.record import Event, render_text, timeline, write_svg
 from mlx_guarded_llm.record.chart import tick_label, ticks
 from mlx_guarded_llm.record.chart_svg import render_svg
 
@@ -155,6 +157,25 @@ def test_names_cannot_break_out_of_the_picture() -> None:
         assert "<script" not in html
         svg = ET.fromstring(html)
         assert any(evil in (text.text or "") for text in svg.iter(f"{SVG}title"))
+
+
+def test_a_picture_of_its_own_has_every_timeline_and_a_background(tmp_path: Path) -> None:
+    scenes = {"a & b": timeline(crash()), "with the guard": timeline(incident())}
+    path = write_svg(scenes, tmp_path / "both.svg")
+    svg = ET.fromstring(path.read_bytes())
+    words = [text.text for text in svg.iter(f"{SVG}text")]
+    assert words.index("a & b") < words.index("with the guard")
+    assert words.count(BIG) == 2
+    page = next(svg.iter(f"{SVG}rect"))
+    assert (page.get("width"), page.get("height")) == (svg.get("width"), svg.get("height"))
+    assert "prefers-color-scheme" in path.read_text()
+
+
+def test_the_picture_in_the_readme_is_that_of_its_records(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    draw = runpy.run_path(str(docs / "draw_incident.py"))["draw"]
+    drawn = draw(tmp_path / "incident.svg").read_text()
+    assert drawn == (docs / "images" / "incident.svg").read_text(), "make picture ARGS=redraw"
 
 
 def test_control_characters_cannot_break_the_picture() -> None:
