@@ -79,7 +79,16 @@ def check_admin(request: Request) -> None:
     Raises:
         HTTPError: 403.
     """
-    if not client_of(request).admin:
+    require_admin(client_of(request))
+
+
+def require_admin(client: Client) -> None:
+    """As `check_admin`, for a client.
+
+    Raises:
+        HTTPError: 403.
+    """
+    if not client.admin:
         raise HTTPError(
             403,
             "not_allowed",

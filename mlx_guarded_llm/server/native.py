@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,12 +35,13 @@ from ..logs import get_logger
 from ..models.naming import bare_name, split_options, with_options
 from .api import Api
 from .bodies import read_body
-from .context import Context, check_admin, client_of
+from .context import Context, client_of, require_admin
 from .errors import HTTPError, http_error, refused
 from .following import mark_of, position_of
 from .models import ServedModel
 from .openai.errors import OpenAIError, error_body
 from .presence import while_there
+from .security import Client
 from .settings import ModelEntry
 
 logger = get_logger("server")
@@ -54,16 +56,18 @@ class Asked:
     """One call of a client.
 
     Attributes:
+        context: of the server.
+        client: who calls.
         call: what it says.
         name: of the model, as the backend knows it.
         options: what is asked, and what the model is loaded with.
         tell: takes what the client is to see.
     """
 
-    def __init__(self, request: Request, call: Call, tell: Tell) -> None:
-        self.request = request
-        self.context = Context.of(request)
-        self.backend = self.context.backend
+    def __init__(self, context: Context, client: Client, call: Call, tell: Tell) -> None:
+        self.context = context
+        self.client = client
+        self.backend = context.backend
         self.call = call
         self.options = frames.options_of(call)
         self.tell = tell
@@ -79,12 +83,12 @@ class Asked:
         found = split_options(self.call.model)
         bare, options = found or (self.call.model, {})
         models = self.context.models
-        model = models.find(bare, client_of(self.request))
+        model = models.find(bare, self.client)
         model.check_local("asked by a backend")
         name = model.name
         if not models.is_named(bare):  # every name is served, with whatever options
             return self.call.model
-        for option in () if client_of(self.request).owner else LOCAL:
+        for option in () if self.client.owner else LOCAL:
             if option in options or option in self.options:
                 raise refused(f"{option} is what only the server's settings may give.")
         return with_options(name, options, always=True) if found else name
@@ -115,19 +119,21 @@ async def _generate(asked: Asked) -> None:
         **asked.options,
     )
     told = bool(call.emitted)
-    with asked.context.under_way.listed(stream.request_id, client_of(asked.request).name):
+    with asked.context.under_way.listed(stream.request_id, asked.client.name):
         async with stream:
             async for chunk in stream:
                 asked.tell(Frame(chunk=chunk))
-                if not told and chunk.finish_reason is None:
+                if told or chunk.finish_reason is not None:
+                    continue
+                if found := backend.fingerprint(stream.request_id):
                     told = True
-                    asked.tell(Frame(fingerprint=backend.fingerprint(stream.request_id)))
+                    asked.tell(Frame(fingerprint=found))
 
 
 async def _embed(asked: Asked) -> frames.Vectors:
     call = asked.call
     name = call.request_id or ""
-    with asked.context.under_way.listed(name, client_of(asked.request).name):
+    with asked.context.under_way.listed(name, asked.client.name):
         found = await asked.backend.aembed(
             asked.name,
             call.texts,
@@ -160,7 +166,7 @@ async def _card(asked: Asked) -> Any:
 
 
 async def _load(asked: Asked) -> Any:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asked.backend.aload(
         asked.name,
         pin=asked.call.pin,
@@ -171,12 +177,12 @@ async def _load(asked: Asked) -> Any:
 
 
 async def _unload(asked: Asked) -> bool:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asked.backend.aunload(asked.name, timeout=asked.call.timeout, **asked.options)
 
 
 async def _models(asked: Asked) -> Any:
-    client = client_of(asked.request)
+    client = asked.client
     infos = await asyncio.to_thread(asked.backend.models)
     return [info for info in infos if client.may_use(bare_name(info.name))]
 
@@ -186,19 +192,19 @@ async def _memory(asked: Asked) -> tuple[int, int]:
 
 
 async def _unpin(asked: Asked) -> bool:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asyncio.to_thread(asked.backend.unpin, asked.name, **asked.options)
 
 
 async def _forgive(asked: Asked) -> bool:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asyncio.to_thread(asked.backend.forgive, asked.call.model, **asked.options)
 
 
 async def _health(asked: Asked) -> Any:
     now = await asked.backend.ahealth()
     # Which requests and other programs there are is for nobody but admins.
-    return now if client_of(asked.request).admin else replace(now, tokens={}, held_by=())
+    return now if asked.client.admin else replace(now, tokens={}, held_by=())
 
 
 async def _expected_wait(asked: Asked) -> float | None:
@@ -214,17 +220,17 @@ async def _server(asked: Asked) -> Any:
 
 
 async def _end(asked: Asked) -> None:
-    check_admin(asked.request)
+    require_admin(asked.client)
     asked.context.ending.ask(now=asked.call.now)
 
 
 async def _requests(asked: Asked) -> Any:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asyncio.to_thread(asked.backend.requests)
 
 
 async def _news(asked: Asked) -> frames.News:
-    check_admin(asked.request)
+    require_admin(asked.client)
     record, call = asked.backend.record, asked.call
     position = position_of(asked.context.run_id, call.mark) if call.mark else -call.most
     if position is None:
@@ -235,7 +241,7 @@ async def _news(asked: Asked) -> frames.News:
 
 
 async def _served(asked: Asked) -> list[frames.Served]:
-    models, client = asked.context.models, client_of(asked.request)
+    models, client = asked.context.models, asked.client
     states = await models.states()
     named = {model.name: model for model in models.visible(client)}
     every = asked.backend.aliases() if models.any_model or client.owner else []
@@ -258,13 +264,13 @@ async def _served(asked: Asked) -> list[frames.Served]:
 
 
 async def _events(asked: Asked) -> Any:
-    check_admin(asked.request)
+    require_admin(asked.client)
     return await asyncio.to_thread(asked.backend.events)
 
 
 async def _cancel(asked: Asked) -> None:
     name = asked.call.request_id or ""
-    if asked.context.under_way.may_cancel(name, client_of(asked.request)):
+    if asked.context.under_way.may_cancel(name, asked.client):
         asked.backend.cancel(name)
 
 
@@ -303,55 +309,60 @@ async def answer(request: Request) -> Response:
     if handler is None:
         raise refused(f"there is no call {request.path_params['call'][:80]!r}.", param="call")
     call = await read_body(request, Call, context.settings.limits)
-    return Frames(request, handler, call)
+    return Frames(request, Reply(context, client_of(request), handler, call))
 
 
-class Frames(Response):
-    """The reply to a call: its frames as they come, and empty lines by the clock.
+def reply_to(context: Context, client: Client, call: str, body: bytes) -> Reply:
+    """The reply to a call that came some other way than over HTTP.
 
     Args:
-        request: of the client; its body has been read.
+        context: of the server.
+        client: who calls.
+        call: its name, one of `CALLS`.
+        body: a `Call` as JSON.
+    """
+    return Reply(context, client, CALLS[call], Call.model_validate_json(body))
+
+
+class Reply:
+    """The lines of a reply: its frames as they come, and empty ones by the clock.
+
+    Args:
+        context: of the server.
+        client: who calls.
         handler: answers it. What it returns is the value; None where chunks were told.
         call: what the client says.
     """
 
-    def __init__(self, request: Request, handler: Handler, call: Call) -> None:
-        super().__init__(media_type=frames.MEDIA_TYPE)
-        del self.headers["content-length"]
-        self._request = request
-        self._heartbeat = Context.of(request).settings.heartbeat
+    def __init__(self, context: Context, client: Client, handler: Handler, call: Call) -> None:
+        self._heartbeat = context.settings.heartbeat
         self._loop = asyncio.get_running_loop()
         self._lines: list[bytes] = []
         self._news = asyncio.Event()  # there are lines, or the work is done
         self._handler = handler
-        self._asked = Asked(request, call, self._tell)
+        self._asked = Asked(context, client, call, self._tell)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `Response`."""
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        try:
-            await while_there(self._request, self._send_all(send))
-        except HTTPError as error:  # the server ends
-            away = ServerUnavailable(error.message, hint=error.hint)
-            away.retry_after = retry_after(error.headers.get("retry-after"))
-            self._tell_error(away)
-            await send(_part(self._take(), more=True))
-        await send(_part(b"", more=False))
+    async def parts(self) -> AsyncGenerator[bytes]:
+        """What is to be sent, as soon as there is something; all of it at once.
 
-    async def _send_all(self, send: Send) -> None:
-        """What is to be sent, as soon as there is something; all of it at once."""
+        The work ends with this iterator, so close it.
+        """
         work = asyncio.ensure_future(self._work())
         work.add_done_callback(lambda _: self._news.set())
         self._beat_later()
         try:
             while not work.done() or self._lines:
                 await self._news.wait()
-                await send(_part(self._take(), more=True))
+                yield self._take()
         finally:
             self._beating.cancel()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+    def last(self, error: GuardedLLMError) -> bytes:
+        """What is still to be sent where an error ended it."""
+        self._tell(_failed(error))
+        return self._take()
 
     def _beat_later(self) -> None:
         self._beating = self._loop.call_later(self._heartbeat, self._beat)
@@ -366,11 +377,11 @@ class Frames(Response):
             if self._handler is not _generate:
                 self._tell(Frame(value=value, done=True))
         except GuardedLLMError as error:
-            self._tell_error(error)
+            self._tell(_failed(error))
         except Exception as error:
             if not isinstance(error, HTTPError):
-                logger.error("%s failed", self._request.url.path, exc_info=error)
-            self._tell_error(_as_ours(http_error(error)))
+                logger.error("%s failed", self._handler.__name__, exc_info=error)
+            self._tell(_failed(_as_ours(http_error(error))))
 
     def _tell(self, frame: Frame) -> None:
         self._put(frames.write_frame(frame) + b"\n")
@@ -379,13 +390,46 @@ class Frames(Response):
         self._lines.append(line)
         self._news.set()
 
-    def _tell_error(self, error: GuardedLLMError) -> None:
-        self._tell(Frame(error=frames.failure(error)))
-
     def _take(self) -> bytes:
         lines, self._lines = self._lines, []
         self._news.clear()
         return b"".join(lines)
+
+
+class Frames(Response):
+    """A reply over HTTP.
+
+    Args:
+        request: of the client; its body has been read.
+        reply: to it.
+    """
+
+    def __init__(self, request: Request, reply: Reply) -> None:
+        super().__init__(media_type=frames.MEDIA_TYPE)
+        del self.headers["content-length"]
+        self._request = request
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `Response`."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        try:
+            await while_there(self._request, self._send_all(send))
+        except HTTPError as error:  # the server ends
+            away = ServerUnavailable(error.message, hint=error.hint)
+            away.retry_after = retry_after(error.headers.get("retry-after"))
+            await send(_part(self._reply.last(away), more=True))
+        await send(_part(b"", more=False))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._reply.parts()) as parts:
+            async for part in parts:
+                await send(_part(part, more=True))
+
+
+def _failed(error: GuardedLLMError) -> Frame:
+    return Frame(error=frames.failure(error))
 
 
 def _part(body: bytes, *, more: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from llama_index.llms.mlx_guarded import MLXGuarded
 from langchain_mlx_guarded import ChatMLXGuarded, MLXGuardedEmbeddings
 from mlx_guarded_llm import Backend, BaseBackend, GuardedLLM, as_backend, default_backend, errors
 from mlx_guarded_llm.backend.remote import frames
-from mlx_guarded_llm.backend.remote.connection import Outbox
+from mlx_guarded_llm.backend.remote.calls import Outbox
 from mlx_guarded_llm.errors import (
     BackendClosed,
     ContextOverflow,
@@ -291,7 +291,7 @@ def test_a_server_that_is_full_says_when_to_ask_again(serve: Serve, scripted: Ma
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that goes away is not waited for."""
-    monkeypatch.setattr("mlx_guarded_llm.backend.remote.connection.AGAIN", 0.0)
+    monkeypatch.setattr("mlx_guarded_llm.backend.remote.calls.AGAIN", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -362,7 +362,7 @@ def restarting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Restart]:
     """Start such a server: `restarting(name=folder)`."""
-    monkeypatch.setattr("mlx_guarded_llm.backend.remote.connection.AGAIN", 300.0)
+    monkeypatch.setattr("mlx_guarded_llm.backend.remote.calls.AGAIN", 300.0)
     environment["MLX_GUARDED_DRAIN"] = "0"
     made: list[Restarting] = []
 
