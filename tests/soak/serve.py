@@ -2,10 +2,11 @@
 
     python -m tests.soak.serve --clients 200 --seconds 300 [--seed N]
 
-A server process of scripted models is asked by clients of a process of its own, here. Each
-client draws what it does next: a whole answer, a stream, a stream that it leaves, a request
-that it leaves before the answer, a body that is wrong, a load or an unload of a model, which
-the next request loads again. What must hold:
+A server process of scripted models is asked by clients of a process of its own, here, which
+gives way to the server: who asks a server is not on its cores. Each client draws what it does
+next: a whole answer, a stream, a stream that it leaves, a request that it leaves before the
+answer, a body that is wrong, a load or an unload of a model, which the next request loads
+again. What must hold:
 
 - Nothing is lost: every answer that was waited for is the script of its model, every stream
   ends with `[DONE]`, and every refusal has a status that was to be expected.
@@ -51,6 +52,7 @@ COUNT_SLACK = 4  # threads and descriptors: a fetch may be ending just now
 RSS_SLACK = 64 * 1024**2
 HEALTH_P99 = 0.050  # seconds
 LONGEST_STALL = 0.100
+GIVE_WAY = 10  # of 19
 TURN = 0.005  # seconds that the clock in the event loop sleeps
 PROBE = 0.05  # seconds between two looks at /health
 PATIENCE = 240.0  # seconds for one answer; there are two hundred clients and a few cores
@@ -295,6 +297,7 @@ async def go(run: Run, clients: int, seconds: float, process: psutil.Process, fo
     print(f"start: {before[0] / 1e6:.0f} MB, {before[1]} fds, {before[2]} threads", flush=True)
     run.until = time.monotonic() + seconds
     async with probed(run):
+        os.nice(GIVE_WAY)
         await asyncio.gather(sampler(run, process), *(client(run, n) for n in range(clients)))
     told = await drained(run.url)
     if told["running"] or told["waiting"]:
