@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import resource
 import socket
@@ -157,6 +158,19 @@ class Server(uvicorn.Server):
         self._started = started
         self._asked = asked
         context.ending.on_asked = self._end
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`. What a second signal cuts off is no error to be logged."""
+        log = logging.getLogger("uvicorn.error")
+
+        def told(_: logging.LogRecord) -> bool:
+            return not self.force_exit
+
+        log.addFilter(told)
+        try:
+            super().run(sockets)
+        finally:
+            log.removeFilter(told)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
