@@ -81,7 +81,7 @@ test-openwebui: $(STAMP) $(OPENWEBUI)/.built ## Open WebUI in a browser (needs c
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mlx_guarded_llm integrations tests benchmarks docs/examples
+	$(BIN)/mypy mlx_guarded_llm integrations tests benchmarks docs/examples docs/hooks
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -59,6 +59,9 @@ class GuardedLLMError(Exception):
         fallback: it makes sense to ask another model.
         hint: one sentence that says what to do, or "".
         guard: what was tried before it was raised; None outside of `GuardedLLM`.
+
+    What to do:
+        Catch it to catch every error of this library; then `hint` says what to do.
     """
 
     retryable: ClassVar[bool] = False
@@ -93,7 +96,11 @@ def rebuild(
 
 
 class InvalidRequest(GuardedLLMError, ValueError):
-    """A parameter or message of the call is wrong; nothing was started."""
+    """A parameter or message of the call is wrong; nothing was started.
+
+    What to do:
+        Correct what the message names. Sending the same again fails again.
+    """
 
 
 class ContextOverflow(InvalidRequest):
@@ -102,6 +109,11 @@ class ContextOverflow(InvalidRequest):
     Attributes:
         prompt_tokens: tokens in the prompt.
         context_window: tokens the model can attend to.
+
+    What to do:
+        Shorten the prompt or the conversation, lower `max_tokens`, or ask a model with a
+        longer context. `context_window=` narrows the window of a model, and never widens
+        it.
     """
 
     fallback = True
@@ -115,47 +127,100 @@ class ContextOverflow(InvalidRequest):
 
 
 class NoChatTemplate(InvalidRequest):
-    """Chat messages were sent to a model whose tokenizer has no chat template."""
+    """Chat messages were sent to a model whose tokenizer has no chat template.
+
+    What to do:
+        Ask an instruction-tuned model, usually named `-it`, `-instruct` or `-chat`. A base
+        model continues text: pass one string, with `raw=True`.
+    """
 
 
 class InvalidGrammar(InvalidRequest):
-    """A schema, regular expression or grammar that no answer can be held to."""
+    """A schema, regular expression or grammar that no answer can be held to.
+
+    What to do:
+        Simplify the schema as the message says. `GuardedLLM` and the adapters take more:
+        they enforce the part of a schema that can be enforced, and check the answer for the
+        rest.
+    """
 
 
 class GrammarUnavailable(InvalidRequest):
-    """An answer was to follow a grammar, which cannot be done here."""
+    """An answer was to follow a grammar, which cannot be done here.
+
+    What to do:
+        Install llguidance: `pip install "mlx-guarded-llm[grammar]"`. If the message speaks
+        of the model, ask another one: this one's tokenizer or format cannot be held to a
+        grammar.
+    """
 
 
 class ModelError(GuardedLLMError):
-    """Something is wrong with the model that was asked for."""
+    """Something is wrong with the model that was asked for.
+
+    What to do:
+        Catch it to catch the errors of models below; their hints name the cure.
+    """
 
     fallback = True
 
 
 class ModelNotFound(ModelError, LookupError):
-    """No alias, folder or repository has this name."""
+    """No alias, folder or repository has this name.
+
+    What to do:
+        Look at the names that the message suggests, or list them with `mlx-guarded models`.
+        A repository of the hub is written `organisation/name`; for a private one run `hf
+        auth login` first.
+    """
 
 
 class ModelInvalid(ModelError):
-    """The model folder is broken or half-fetched; it is never loaded."""
+    """The model folder is broken or half-fetched; it is never loaded.
+
+    What to do:
+        Fetch the model again: `mlx-guarded rm NAME`, then `mlx-guarded pull NAME`. For a
+        folder of your own, copy the file that is named from the original model.
+    """
 
 
 class ModelUnsupported(ModelError):
-    """Sound files that this library or mlx-lm cannot run."""
+    """Sound files that this library or mlx-lm cannot run.
+
+    What to do:
+        Take a version of the model in safetensors, made for MLX, such as those of
+        mlx-community. If the architecture is newer than your mlx-lm, update it.
+    """
 
 
 class DraftMismatch(ModelUnsupported):
-    """A draft whose tokenizer is not the model's: the same ids would mean other text."""
+    """A draft whose tokenizer is not the model's: the same ids would mean other text.
+
+    What to do:
+        Take a smaller model of the same family as the draft, or `draft="prompt"`, which
+        needs no model.
+    """
 
 
 class PullFailed(ModelError):
-    """Fetching or importing a model did not end; what arrived is kept."""
+    """Fetching or importing a model did not end; what arrived is kept.
+
+    What to do:
+        Check the network, the free space and the permissions that the message names, then
+        try again: what arrived is kept. For a gated repository accept its terms on its
+        page, then run `hf auth login`.
+    """
 
     retryable = True
 
 
 class LoadFailed(ModelError):
-    """MLX failed while loading weights that had passed every check."""
+    """MLX failed while loading weights that had passed every check.
+
+    What to do:
+        Ask again: its files are checked anew. If it fails again, fetch the model again;
+        `mlx-guarded doctor` shows whether MLX itself works.
+    """
 
     retryable = True
 
@@ -167,6 +232,10 @@ class ModelQuarantined(ModelError):
         model: its name.
         deaths: how often.
         stderr: the last that the engine wrote there before it died.
+
+    What to do:
+        Look at `stderr` to see what the engine died of. `backend.forgive(model)` or
+        `mlx-guarded forgive MODEL` lets it be loaded again.
     """
 
     def __init__(
@@ -186,6 +255,11 @@ class MemoryRefused(GuardedLLMError, MemoryError):
         budget_bytes: what there is in all.
         held_by: other programs that hold so much of it that it does not fit; of a server, which
             names none, and of what never fits, ().
+
+    What to do:
+        Lower `max_tokens` or the length of the prompt, unpin or unload another model, take
+        a smaller or more strongly quantised one, or raise `memory_budget`. If `held_by`
+        names other programs, end them or let all of them use one server.
     """
 
     fallback = True
@@ -213,6 +287,9 @@ class QueueFull(GuardedLLMError):
         expected_wait: seconds after which the request would start if there were a place for
             it; None if that is unknown.
         retry_after: seconds until there is a place; None as well.
+
+    What to do:
+        Ask again after `retry_after` seconds, or raise `max_queue`.
     """
 
     retryable = True
@@ -229,6 +306,10 @@ class LoadDeferredTimeout(GuardedLLMError, TimeoutError):
         waited: seconds it waited.
         held_by: (request id, model) of each generation it waited for.
         retry_after: seconds until a request for the model would start; None if that is unknown.
+
+    What to do:
+        Ask again later, raise `load_wait`, or use `on_load_deadline="pause"`, which lets
+        the load run between two tokens of the others.
     """
 
     retryable = True
@@ -251,50 +332,89 @@ class LoadDeferredTimeout(GuardedLLMError, TimeoutError):
 
 
 class RequestTimeout(GuardedLLMError, TimeoutError):
-    """The request's own deadline passed, wherever it then was."""
+    """The request's own deadline passed, wherever it then was.
+
+    What to do:
+        Raise `timeout`, or ask for less. `backend.explain(request_id)` tells what the time
+        went to.
+    """
 
     retryable = True
     fallback = True
 
 
 class RequestCancelled(GuardedLLMError):
-    """The request was cancelled before it had an answer."""
+    """The request was cancelled before it had an answer.
+
+    What to do:
+        Nothing: whoever cancelled it wanted no answer.
+    """
 
 
 class GenerationFailed(GuardedLLMError):
-    """The generation broke; a batch that raised is condemned with all in it."""
+    """The generation broke; a batch that raised is condemned with all in it.
+
+    What to do:
+        Ask again: the batch was dropped, and the model starts anew.
+    """
 
     retryable = True
     fallback = True
 
 
 class NonFiniteLogits(GenerationFailed):
-    """The model produced NaN or infinite logits; its weights may be damaged."""
+    """The model produced NaN or infinite logits; its weights may be damaged.
+
+    What to do:
+        Fetch the model again, or take a version in bfloat16: the range of float16 is too
+        small for some models.
+    """
 
     retryable = False
 
 
 class GrammarFailed(GenerationFailed):
-    """The grammar of one answer ran into its limits; nobody else is concerned."""
+    """The grammar of one answer ran into its limits; nobody else is concerned.
+
+    What to do:
+        Make the schema or grammar simpler: fewer alternatives, and bounds on lengths and
+        repetitions.
+    """
 
     retryable = False
 
 
 class PreparingFailed(GenerationFailed):
-    """The prompt cannot be prepared: it takes too long, ends the engine, or breaks a tokenizer."""
+    """The prompt cannot be prepared: it takes too long, ends the engine, or breaks a tokenizer.
+
+    What to do:
+        Shorten the prompt. If short prompts fail as well, the model's chat template or
+        tokenizer is broken: fetch the model again, or take another.
+    """
 
     retryable = False
 
 
 class EngineDied(GuardedLLMError):
-    """The engine is gone, or said something after which it cannot be trusted."""
+    """The engine is gone, or said something after which it cannot be trusted.
+
+    What to do:
+        Ask again: a new engine starts by itself. If it keeps dying, `mlx-guarded doctor`
+        tells whether MLX works on this machine; on Linux MLX needs one of the extras `cpu`,
+        `cuda12` and `cuda13`.
+    """
 
     retryable = True
     fallback = True
 
 
 class BackendClosed(GuardedLLMError):
-    """The backend was closed, or belongs to the process this one was forked from."""
+    """The backend was closed, or belongs to the process this one was forked from.
+
+    What to do:
+        Make another `Backend`, inside the process that uses it. Start child processes with
+        the method `spawn`, not `fork`.
+    """
 
 
 class ServerUnavailable(GuardedLLMError):
@@ -305,6 +425,10 @@ class ServerUnavailable(GuardedLLMError):
     Attributes:
         text: what had arrived of the answer.
         retry_after: seconds after which it wants to be asked again; None if it does not say.
+
+    What to do:
+        Check that the server runs and that the address is right: `mlx-guarded status`
+        tells, `mlx-guarded serve --background` starts one. Then ask again.
     """
 
     retryable = True
@@ -321,6 +445,10 @@ class ServerRefused(GuardedLLMError):
 
     Attributes:
         status: its HTTP status; None where it said so in the middle of a stream.
+
+    What to do:
+        Read what the server said, in the message. 401 and 403 mean that the key is missing
+        or may not use this model; 404 that the server has no model of that name.
     """
 
     fallback = True
@@ -331,20 +459,32 @@ class ServerRefused(GuardedLLMError):
 
 
 class ServerAlreadyRunning(GuardedLLMError):
-    """The shared server of this user runs already; see `mlx-guarded serve --background`."""
+    """The shared server of this user runs already; see `mlx-guarded serve --background`.
+
+    What to do:
+        Use the one that runs: programs find it by themselves. `mlx-guarded stop` ends it.
+    """
 
 
 class AttemptsExhausted(GuardedLLMError):
     """Every attempt failed; `__cause__` is the last error of the model asked for.
 
     It is not retryable: its retries have been made. `guard.attempts` lists them.
+
+    What to do:
+        Look at `guard.attempts`, or at `__cause__` for the last error, and cure that one.
+        More `fallbacks` or a larger `RetryPolicy` help against temporary failures.
     """
 
     fallback = True
 
 
 class DeadlineExceeded(AttemptsExhausted, RequestTimeout):
-    """The deadline over queueing, loading, attempts and sleeps passed."""
+    """The deadline over queueing, loading, attempts and sleeps passed.
+
+    What to do:
+        Raise `RetryPolicy(deadline=...)`, or lower `attempts`.
+    """
 
     retryable = False
 
@@ -354,6 +494,9 @@ class AnswerRefused(GuardedLLMError):
 
     Attributes:
         answer: it, marked: see `answer.guard`.
+
+    What to do:
+        The answer is in `answer`, and `answer.guard` says what is wrong with it.
     """
 
     def __init__(self, message: str, *, answer: Result, hint: str = "") -> None:
@@ -363,11 +506,22 @@ class AnswerRefused(GuardedLLMError):
 
 
 class FallbackRefused(AnswerRefused):
-    """The model asked for gave no full answer; the one here is a fallback's."""
+    """The model asked for gave no full answer; the one here is a fallback's.
+
+    What to do:
+        Look at `guard.attempts` for why the model asked for gave no answer.
+        `on_fallback="mark"` returns the answer of the fallback, marked; `"hold"` keeps it
+        while the model asked for is asked again.
+    """
 
 
 class DegradedAnswer(AnswerRefused):
-    """The best answer is degraded: empty, cut off, looping or refused by a check."""
+    """The best answer is degraded: empty, cut off, looping or refused by a check.
+
+    What to do:
+        Look at `reasons`. Raise `max_tokens` for an answer that is cut off.
+        `on_degraded="mark"` returns the answer, marked.
+    """
 
     fallback = True
 

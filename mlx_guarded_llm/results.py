@@ -48,6 +48,7 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """Those of the prompt and of the answer together."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
@@ -299,6 +300,7 @@ class Collector:
     chunks: list[Chunk] = field(default_factory=list)
 
     def add(self, chunk: Chunk) -> None:
+        """Take the next chunk of the stream."""
         self.chunks.append(chunk)
 
     def result(self) -> Result:

@@ -155,6 +155,7 @@ class ExternalModel(Candidate):
                 raise self.unsupported(f"hold its answer to a {name}")
 
     def unsupported(self, what: str) -> ModelUnsupported:
+        """The error for something that it cannot do."""
         return ModelUnsupported(f"{self.name} ({type(self.model).__name__}) cannot {what}.")
 
     def result(self, call: Call, said: ExternalAnswer) -> Result:

@@ -137,7 +137,7 @@ def log(event: Event) -> None:
     that log records, filters and formatters use.
     """
     logger = _LOGGERS[event.kind]
-    level = _LEVELS.get(event.kind, logging.INFO)
+    level = level_of(event.kind)
     if level == logging.WARNING and cancelled(event):
         level = logging.INFO
     if not logger.isEnabledFor(level):
@@ -149,6 +149,11 @@ def log(event: Event) -> None:
         # A handler or filter of the application failed. The event is in the record, and
         # the guard must go on.
         pass
+
+
+def level_of(kind: Kind) -> int:
+    """The level at which events of a kind are logged; a cancelled request is logged at INFO."""
+    return _LEVELS.get(kind, logging.INFO)
 
 
 def cancelled(event: Event) -> bool:

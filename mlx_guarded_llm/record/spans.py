@@ -60,6 +60,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
+        """How long it took."""
         return self.end - self.start
 
     @property

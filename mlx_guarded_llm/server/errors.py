@@ -120,7 +120,7 @@ def _told(error: GuardedLLMError) -> HTTPError:
     last = error.__cause__ if isinstance(error, errors.AttemptsExhausted) else None
     if isinstance(last, GuardedLLMError) and not isinstance(error, errors.DeadlineExceeded):
         meant = last  # the message says that all attempts failed
-    status, code = _kind(meant)
+    status, code = status_and_code(type(meant))
     headers: dict[str, str] = {}
     if status in (429, 503) and meant.retryable:  # nothing else passes by waiting
         headers |= retry_headers(getattr(meant, "retry_after", None))
@@ -153,8 +153,9 @@ def _told(error: GuardedLLMError) -> HTTPError:
     return HTTPError(status, code, message, hint=hint, headers=headers, details=details)
 
 
-def _kind(error: GuardedLLMError) -> tuple[int, str]:
-    return next(_KINDS[kind] for kind in type(error).__mro__ if kind in _KINDS)
+def status_and_code(error: type[GuardedLLMError]) -> tuple[int, str]:
+    """The HTTP status and the code of a class of error."""
+    return next(_KINDS[kind] for kind in error.__mro__ if kind in _KINDS)
 
 
 def phrase(status: int) -> str:

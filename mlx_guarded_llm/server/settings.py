@@ -33,13 +33,17 @@ class Section(BaseModel):
 class Retry(Section):
     """How often and how long a model is asked again; see `RetryPolicy`."""
 
-    attempts: Count = 3
-    deadline: Seconds = 3600.0
-    attempt_timeout: Seconds | None = None
-    initial_wait: Seconds = 0.5
-    max_wait: Seconds = 30.0
-    jitter: Seconds = 0.5
-    max_tokens_cap: Count | None = None
+    attempts: Count = Field(default=3, description="Tries of each model, the first included.")
+    deadline: Seconds = Field(default=3600.0, description="Seconds for all of them together.")
+    attempt_timeout: Seconds | None = Field(default=None, description="Seconds for one of them.")
+    initial_wait: Seconds = Field(
+        default=0.5, description="Seconds before the second; doubled for each later one."
+    )
+    max_wait: Seconds = Field(default=30.0, description="Seconds between two, at most.")
+    jitter: Seconds = Field(default=0.5, description="Seconds by which a wait is longer at random.")
+    max_tokens_cap: Count | None = Field(
+        default=None, description="Most tokens when an answer that was cut off is tried again."
+    )
 
 
 class ModelEntry(Section):
@@ -114,7 +118,9 @@ class GuardSection(Section):
     load_wait: Seconds = Field(default=120.0, description="Seconds a load waits for generations.")
     fairness_window: Seconds = Field(default=5.0, description="Seconds newcomers may pass a load.")
     batch_wait: Seconds = Field(default=30.0, description="Seconds batch lets others pass.")
-    on_load_deadline: Literal["pause", "raise"] = "pause"
+    on_load_deadline: Literal["pause", "raise"] = Field(
+        default="pause", description="After load_wait: pause the generations, or fail the load."
+    )
     memory_budget: int | str | None = Field(default=None, description='Bytes, or "12GB".')
     keep_alive: Seconds | None = Field(default=None, description="Seconds an idle model is kept.")
     prefix_cache: int | str | None = Field(default=None, description="Bytes for shared prompts.")
@@ -125,7 +131,9 @@ class GuardSection(Section):
     max_active: Count = Field(default=32, description="Requests of a model decoded together.")
     timeout: Seconds = Field(default=3600.0, description="Seconds a request may take.")
     stall_timeout: Seconds = Field(default=60.0, description="Seconds without progress, if hung.")
-    isolation: Literal["process", "thread"] = "process"
+    isolation: Literal["process", "thread"] = Field(
+        default="process", description="Where MLX runs; a thread ends the server if MLX aborts."
+    )
     offline: bool = Field(default=False, description="Never fetch a model, configured or not.")
     count_others: bool = Field(
         default=True, description="The budget counts what other programs of the user hold."
@@ -143,8 +151,8 @@ class Limits(Section):
     send_seconds: Annotated[float, Field(gt=0)] = Field(
         default=60.0, description="Seconds in which a client must take some of its answer."
     )
-    messages: Count = 4096
-    tools: Count = 256
+    messages: Count = Field(default=4096, description="Messages of a conversation.")
+    tools: Count = Field(default=256, description="Tools that a model may call.")
     schema_bytes: Count = Field(default=256 * 2**10, description="Bytes of a JSON Schema.")
     choices: Count = Field(default=16, description="Answers of one request.")
     texts: Count = Field(default=2048, description="Texts to embed.")
@@ -169,7 +177,9 @@ class Settings(BaseSettings):
         default=False,
         description="Be this user's shared server, which all programs of the user find.",
     )
-    models: dict[str, ModelEntry] = Field(default_factory=dict)
+    models: dict[str, ModelEntry] = Field(
+        default_factory=dict, description="A table for each model, under its name."
+    )
     models_roots: tuple[Path, ...] = Field(
         default=(),
         description="Folders; every model below is served, by its path.",
@@ -178,7 +188,9 @@ class Settings(BaseSettings):
         default=False,
         description="Serve every alias, folder and repository that is asked for.",
     )
-    keys: dict[str, Key] = Field(default_factory=dict)
+    keys: dict[str, Key] = Field(
+        default_factory=dict, description="A table for each key, under the name of who has it."
+    )
     key_file: Path | None = Field(default=None, description='Lines "name key model,model admin".')
     allowed_hosts: tuple[str, ...] = Field(default=(), description="Names clients may reach it by.")
     allowed_origins: tuple[str, ...] = Field(default=(), description="Web pages that may use it.")
@@ -192,7 +204,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error", "off"] = Field(
         default="warning", description="To stderr; info has a line for each request."
     )
-    log_format: Literal["text", "json"] = "text"
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="A line of text, or an object of JSON on each line."
+    )
     log_file: Path | None = Field(
         default=None, description="Instead of stderr once it serves; of bounded size."
     )
