@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from typing import TYPE_CHECKING, Any, TextIO
+
+from .cell_bar import CellBar
 
 if TYPE_CHECKING:
     from ..models import Progress
@@ -27,7 +28,7 @@ class ProgressBars:
     called from any thread.
 
     Args:
-        file: where to draw; None is stderr, or widgets in a notebook that has ipywidgets.
+        file: where to draw; None is the output of a cell in a notebook, elsewhere stderr.
         delay: seconds before a bar appears.
     """
 
@@ -36,7 +37,7 @@ class ProgressBars:
         self._delay = delay
         self._bars: dict[tuple[str, str, str], Any] = {}
         self._lock = threading.Lock()
-        self._make = _tqdm()
+        self._make = CellBar if file is None and in_notebook() else _tqdm()
 
     def __call__(self, progress: Progress) -> None:
         """Show this progress."""
@@ -79,8 +80,6 @@ def in_notebook() -> bool:
 
 
 def _tqdm() -> Any:
-    with warnings.catch_warnings():
-        # Without ipywidgets tqdm draws with text, and warns about that.
-        warnings.simplefilter("ignore")
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]  # it ships no types
+    from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
+
     return tqdm

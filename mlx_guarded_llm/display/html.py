@@ -7,12 +7,15 @@ tone.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from ..record import phrases
 
 _ALARM = "#e05252"  # the colour of failures in timelines
 _CELL = "padding:.2em .9em .2em 0;border:0"
+_TAG = re.compile(r"<[^>]*>")
+_WHOLE = 50  # letters; a cell that has no more is not broken into lines
 
 
 def text(value: object) -> str:
@@ -61,7 +64,7 @@ def markdown(value: str) -> str:
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()
 ) -> str:
-    """A table.
+    """A table, which scrolls where it is too long or too wide for the page.
 
     Args:
         head: names of the columns, plain text. An empty column is left out.
@@ -71,12 +74,22 @@ def table(
     shown = [column for column in range(len(head)) if any(cells[column] for cells in rows)]
 
     def row(tag: str, cells: Sequence[str]) -> str:
-        sides = ("right" if column in numbers else "left" for column in shown)
+        looks = (_look(cells[column], number=column in numbers) for column in shown)
         return "".join(
-            f'<{tag} style="{_CELL};text-align:{side}">{cells[column]}</{tag}>'
-            for column, side in zip(shown, sides, strict=True)
+            f'<{tag} style="{look}">{cells[column]}</{tag}>'
+            for column, look in zip(shown, looks, strict=True)
         )
 
     body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in rows)
     heads = row("th", [text(name) for name in head])
-    return f'<table style="border:0"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return (
+        '<div style="max-height:32em;overflow:auto"><table style="border:0;margin:0">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _look(cell: str, *, number: bool) -> str:
+    """The style of a cell."""
+    side = "right" if number else "left"
+    letters = len(html.unescape(_TAG.sub("", cell)))
+    return f"{_CELL};text-align:{side}" + (";white-space:nowrap" if letters <= _WHOLE else "")

@@ -1,7 +1,8 @@
-"""A timeline as an SVG picture: inline, for notebooks and web pages, or a file of its own."""
+"""A timeline as an SVG picture: for a notebook, inline in a web page, or a file of its own."""
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,30 +40,47 @@ _PAGE = (
     "svg{color:#1f2328}.page{fill:#fff}@media(prefers-color-scheme:dark)"
     "{svg{color:#e6edf3}.page{fill:#0d1117}}"
 )
+_ON_ANY_PAGE = "#767676"  # has a contrast of more than 4 with white, and with Jupyter's black
 _SIGNS = {"failed": "#e05252", "cancelled": "#e3a32b", "interrupted": "#d6409f"}
 
 
-def render_svg(timeline: Timeline, *, width: int = WIDTH, live: bool = False) -> str:
-    """The timeline as an HTML fragment: one `svg` element without scripts or style sheets.
+def render_html(timeline: Timeline, *, width: int = WIDTH) -> str:
+    """The timeline in the output of a notebook's cell.
+
+    The `object` has tooltips. Jupyter takes it out of a notebook that somebody else ran, and so
+    do most pages that show notebooks. What they leave is the `img` in it, without tooltips.
+    Neither has the colours of the page around it, so their text has one for both kinds.
+    """
+    if not timeline.rows:
+        return "<p>Nothing was recorded.</p>"
+    picture = render_svg(timeline, width=width, colour=_ON_ANY_PAGE)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.encode()).decode()}"
+    # A document of another colour scheme than its page's would have a background.
+    look = f'style="width:100%;max-width:{width}px;color-scheme:light"'
+    return (
+        f'<object type="image/svg+xml" data="{source}" {look}>'
+        f'<img src="{source}" alt="{_label(timeline)}" {look}/></object>'
+    )
+
+
+def render_svg(
+    timeline: Timeline, *, width: int = WIDTH, live: bool = False, colour: str | None = None
+) -> str:
+    """The timeline as one `svg` element without scripts or style sheets.
 
     Args:
         timeline: what to draw.
         width: of the picture.
         live: it is of the last minutes. Times count back from its end, a crowd is cut off,
-            and whatever belongs to a request says to which, in `data-request`. It has no
-            `style` attribute, which a strict Content-Security-Policy forbids.
+            and whatever belongs to a request says to which, in `data-request`.
+        colour: of the text; None is that of the page that has the element.
     """
-    if not timeline.rows and not live:
-        return "<p>Nothing was recorded.</p>"
     picture = _Picture(timeline, width, live)
     drawn = "".join(picture.parts())  # which knows how high it is
-    size = (
-        f'width="{width}" height="{picture.height:.0f}"'
-        if live
-        else f'width="100%" style="max-width:{width}px"'
-    )
-    names = f"Timeline of {phrases.counted(len(picture.names), 'model')}"
-    return f"{_opening(width, picture.height, size, names)}{drawn}</svg>"
+    size = f'width="{width}" height="{picture.height:.0f}"' if live else ""
+    colours = "" if colour is None else f' color="{colour}"'
+    opening = _opening(width, picture.height, f"{size}{colours}", _label(timeline))
+    return f"{opening}{drawn}</svg>"
 
 
 def write_svg(timelines: Mapping[str, Timeline], path: str | Path, *, width: int = WIDTH) -> Path:
@@ -87,6 +105,10 @@ def write_svg(timelines: Mapping[str, Timeline], path: str | Path, *, width: int
         encoding="utf-8",
     )
     return path
+
+
+def _label(timeline: Timeline) -> str:
+    return f"Timeline of {phrases.counted(len(timeline.rows), 'model')}"
 
 
 def _opening(width: int, height: float, size: str, label: str) -> str:

@@ -83,9 +83,9 @@ class Timeline:
         printer.text(plain_text(self))
 
     def _repr_html_(self) -> str:
-        from .chart_svg import render_svg
+        from .chart_svg import render_html
 
-        return render_svg(self)
+        return render_html(self)
 
 
 def timeline(

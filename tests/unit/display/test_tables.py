@@ -54,6 +54,13 @@ class TestModels:
         assert page.count("<tr>") == 2 and "&lt;b&gt;phi3" in page
         assert "<td" in page and "2.39 GB" in page
 
+    def test_a_long_table_scrolls_and_only_long_cells_are_broken(self) -> None:
+        name, cause = "mlx-community/DeepSeek-R1-Distill-Llama-70B-4bit", "a long story " * 9
+        page = Models([info(name, crashes=1, cause=cause)] * 500)._repr_html_()
+        assert "max-height" in page[: page.index("<table")]
+        assert f'nowrap">{name}</td>' in page
+        assert f'text-align:left">resident, 1 crash ({cause.strip()}' in page
+
     def test_none_are_said_to_be_none(self) -> None:
         assert str(Models()) == "No model is resident or wanted."
         assert Models()._repr_html_() == "<p>No model is resident or wanted.</p>"

@@ -19,6 +19,7 @@ from mlx_guarded_llm.record import (
     timeline,
     to_perfetto,
 )
+from mlx_guarded_llm.record.chart_svg import render_svg
 from mlx_guarded_llm.record.log import line
 
 from .test_perfetto import check
@@ -63,7 +64,7 @@ def test_every_view_stands(record: list[Event]) -> None:
     ]
     assert len(overlaps(chart)) == len(naive)
     check(to_perfetto(record))
-    ET.fromstring(chart._repr_html_())
+    ET.fromstring(render_svg(chart))
     console = Console(width=60, color_system=None)
     with console.capture() as capture:
         console.print(render_text(chart))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import runpy
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_a_timeline_prints_itself() -> None:
 
 
 def _svg(events: list[Event]) -> ET.Element:
-    return ET.fromstring(timeline(events)._repr_html_())
+    return ET.fromstring(render_svg(timeline(events)))
 
 
 def test_the_incident_as_a_picture() -> None:
@@ -113,6 +114,19 @@ def test_the_incident_as_a_picture() -> None:
     assert f"load of {PHI}: deferred for 120 s, from 56.0 s to 176 s, behind r1 ({BIG})" in titles
     assert all(float(rect.get("width", "0")) > 0 for rect in svg.iter(f"{SVG}rect"))
     assert "currentColor" in (svg.get("fill") or "")  # the page's own, dark or light
+
+
+def test_a_notebook_gets_a_picture_that_survives_where_only_plain_html_does() -> None:
+    shown = ET.fromstring(timeline(incident())._repr_html_())
+    assert (shown.tag, [child.tag for child in shown]) == ("object", ["img"])
+    (still,) = shown
+    assert not "".join(shown.itertext()), "it would be left as words"
+    assert shown.get("data") == still.get("src") and "1 model" not in (still.get("alt") or "")
+    kind, _, data = (still.get("src") or "").partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    svg = ET.fromstring(base64.b64decode(data))
+    assert svg.get("color"), "the page's own colour does not reach it"
+    assert BIG in [text.text for text in svg.iter(f"{SVG}text")]
 
 
 @pytest.mark.parametrize("width", [240, 358, 960, 1400])
@@ -153,7 +167,7 @@ def test_names_cannot_break_out_of_the_picture() -> None:
         at(4, "request.failed", evil, evil, cause=evil),
         at(5, "engine.failed", cause=evil),
     ]
-    for html in (timeline(events)._repr_html_(), render_svg(timeline(events), live=True)):
+    for html in (render_svg(timeline(events)), render_svg(timeline(events), live=True)):
         assert "<script" not in html
         svg = ET.fromstring(html)
         assert any(evil in (text.text or "") for text in svg.iter(f"{SVG}title"))

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_guarded_llm.logs import NAME as LOGGER
 from mlx_guarded_llm.record import Event, explain, overlaps, timeline, to_perfetto
+from mlx_guarded_llm.record.chart_svg import render_svg
 from mlx_guarded_llm.record.chart_text import plain_text
 from mlx_guarded_llm.record.events import Kind
 from mlx_guarded_llm.record.log import Record, line
@@ -140,7 +141,7 @@ def test_the_chart_for_the_terminal() -> None:
 
 
 def test_the_picture() -> None:
-    svg = ET.fromstring(timeline(death())._repr_html_())
+    svg = ET.fromstring(render_svg(timeline(death())))
     titles = [e.text or "" for e in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert f"engine engine.died: {DIED}" in titles
     assert f"load of {PHI} interrupted: {DIED}" in titles
