@@ -9,6 +9,8 @@ WORKERS ?= 2
 MINUTES ?= 30
 # Of `make chaos`; `make remote-chaos` has 100.
 KILLS ?= $(if $(filter remote-chaos,$(MAKECMDGOALS)),100,200)
+# Of `make test-lowest` and `make test-newest`; by default 3.11 to 3.14, as far as they are there.
+PYTHONS ?=
 # More arguments for pytest, the benchmarks, the soak or the chaos run.
 ARGS ?=
 # UPGRADE=1 lets `make constraints` move pins that still satisfy pyproject.toml.
@@ -26,7 +28,7 @@ NPM := tests/server/npm
 CLIENTS := $(NPM)/node_modules/.installed
 AXE := tests/browser/axe
 BARRIERS := $(AXE)/node_modules/.installed
-SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/conftest.py %__pycache__,$(wildcard tests/*))
+SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/conftest.py %__pycache__,$(wildcard tests/*))
 # What any backend can do. Faults and deaths are those of an engine that is at hand.
 CONTRACT := $(filter-out %_faults.py %_death.py,$(wildcard tests/engine/test_backend_*.py))
 
@@ -35,7 +37,7 @@ OPENWEBUI_VERSION := 0.12.4
 OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-remote \
+.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-remote test-lowest test-newest \
 	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -123,8 +125,16 @@ docs: $(STAMP) ## build site/; broken links and examples that do not compile fai
 notebooks: $(STAMP) ## run them and write their outputs (ARGS=rag for one)
 	$(BIN)/python notebooks/run.py $(ARGS)
 
-build: $(STAMP) ## wheels and source archives of the four distributions, into dist/
+build: $(STAMP) ## wheels and source archives of every distribution, into dist/
+	rm -rf dist
 	$(BIN)/uv build --all-packages --no-build-isolation --python $(BIN)/python
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+
+test-lowest: $(STAMP) ## the wheels with the oldest versions they allow (PYTHONS="3.12"), ~5 minutes each
+	tests/installed/run lowest $(PYTHONS)
+
+test-newest: $(STAMP) ## the wheels with the newest versions they allow, ~5 minutes each
+	tests/installed/run newest $(PYTHONS)
 
 constraints: $(BUILT) ## compile requirements/ anew (UPGRADE=1 moves every pin)
 	UV=$(BIN)/uv UPGRADE=$(UPGRADE) requirements/compile

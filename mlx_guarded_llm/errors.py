@@ -36,13 +36,14 @@
 
 Each class carries its policy: `retryable` (the same call may succeed later) and
 `fallback` (another model may answer instead). Each instance may carry a `hint`,
-one sentence that tells what to do.
+one sentence that tells what to do; `docs` is where its class is described.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .holder import Holder
@@ -72,6 +73,14 @@ class GuardedLLMError(Exception):
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
+        self.add_note(f"See {self.docs}")  # below the message, in a traceback
+
+    @property
+    def docs(self) -> str:
+        """Where its cause and cure are described: an address, or a file of the repository."""
+        # Adapters derive classes of their own.
+        ours = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
+        return f"{_page()}#{ours.__name__.lower()}"
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
@@ -79,6 +88,22 @@ class GuardedLLMError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders, so they rebuild without their constructor.
         return (rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+@cache
+def _page() -> str:
+    """The page of all errors, on the site that the distribution names."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        urls = metadata("mlx-guarded-llm").get_all("Project-URL") or ()
+    except PackageNotFoundError:
+        urls = ()
+    for url in urls:
+        label, _, site = url.partition(", ")
+        if label == "Documentation":
+            return f"{site.rstrip('/')}/reference/errors/"
+    return "docs/reference/errors.md"
 
 
 def rebuild(

@@ -39,6 +39,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "config": "Show the settings of the server that are in force, where each comes from, "
         "and check them.",
         "demo": "Replay the incident: a model is loaded while another one answers.",
+        "fit": "Tell whether models fit into memory together, before any is downloaded.",
         "doctor": "Check that everything works on this machine.",
         "trace": "Show a trace that --trace or backend.write_trace wrote.",
     },

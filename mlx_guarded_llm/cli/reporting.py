@@ -1,6 +1,6 @@
 """Errors and notes on stderr, and the exit codes.
 
-An error has one line for what happened and one for what to do.
+An error has one line for what happened, one for what to do, and one that says where to read more.
 
 0    done                      2    the command line is wrong
 1    failed                    130  Ctrl-C
@@ -51,7 +51,9 @@ def report(error: Exception) -> int:
         err().print_exception()
     if isinstance(error, GuardedLLMError):
         # A subclass is about the model or the machine, not about the command line.
-        show_error(_spelled(error.message), _spelled(error.hint))
+        # What the command line has wrong, its --help tells.
+        more = "" if type(error) is InvalidRequest else error.docs
+        show_error(_spelled(error.message), _spelled(error.hint), more)
         return USAGE if type(error) is InvalidRequest else FAILED
     if hasattr(error, "format_message"):  # typer's own
         context = getattr(error, "ctx", None)
@@ -85,11 +87,13 @@ def _spelled(text: str) -> str:
     return text
 
 
-def show_error(message: str, hint: str = "") -> None:
-    """Print `error: ...` and, if there is a hint, `hint: ...`."""
+def show_error(message: str, hint: str = "", docs: str = "") -> None:
+    """Print `error: ...` and, as far as they are given, `hint: ...` and `see: ...`."""
     _line("error", "bold red", message)
     if hint:
         _line("hint", "cyan", hint)
+    if docs:
+        _line("see", "dim", docs)
 
 
 def note(text: str) -> None:

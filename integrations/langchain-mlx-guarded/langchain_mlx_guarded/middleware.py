@@ -41,8 +41,8 @@ try:
     from langgraph.types import Command
 except ImportError as error:
     raise ImportError(
-        "The middleware is for langchain's agents, and langchain is not installed: "
-        'pip install "langchain-mlx-guarded[agents]"'
+        f"The middleware is for langchain's agents, which cannot be imported ({error}): "
+        'pip install --upgrade "langchain-mlx-guarded[agents]"'
     ) from error
 
 Handler = Callable[[ModelRequest[Any]], ModelResponse[Any]]

@@ -12,15 +12,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ...back_end import BACK_END_HINT
-from ...errors import EngineDied, GuardedLLMError
+from ...errors import GuardedLLMError
 from ...record.phrases import size
 from .. import arguments, backends
 from ..console import harmless, out, say, short, write
+from ..machine import this_machine
 
 if TYPE_CHECKING:
     from ...memory.budget import MemoryLimits
-    from ...models import Catalog, ModelFiles
+    from ...models import Catalog
 
 CONTEXT = 4096  # tokens
 FETCHED_LATER = "not fetched"  # a state
@@ -133,6 +133,7 @@ def _entry(
     machine: MemoryLimits,
     context: int,
 ) -> Entry:
+    from ...memory.fit import Fit
     from ...models.disk import tree_size
 
     kind, location = "", catalog.aliases()[name].model
@@ -142,7 +143,7 @@ def _entry(
         files = catalog.find(spec)
         if files is None:
             return Entry(name=name, kind=kind, location=location)
-        needed = memory_needed(files, machine, context)
+        fit = Fit({name: files}, machine)
     except GuardedLLMError as error:
         return Entry(name=name, kind=kind or "folder", location=location, error=str(error))
     on_disk = sizes.get((kind, location))
@@ -153,43 +154,9 @@ def _entry(
         path=str(files.path),
         size_bytes=tree_size(Path(location)) if on_disk is None else on_disk,
         context_window=files.context_window,
-        memory_bytes=needed,
-        fits=needed <= room(machine),
+        memory_bytes=fit.together(context),
+        fits=fit.together(context) <= fit.room,
     )
-
-
-def memory_needed(files: ModelFiles, machine: MemoryLimits, context: int) -> int:
-    """Bytes for the weights, a KV cache of `context` tokens and a prefill, by the ledger."""
-    from ...memory.footprint import predict
-    from ...memory.ledger import Ledger
-
-    ledger = Ledger(0, prefill_tokens=machine.prefill_step_size)
-    ledger.know_model("it", predict(files))
-    return ledger.needed_bytes("it", min(context, files.context_window))
-
-
-def room(machine: MemoryLimits) -> int:
-    """The bytes of the budget that the prefix cache leaves."""
-    return machine.budget_bytes - machine.prefix_cache_bytes
-
-
-def this_machine(memory_budget: str | None) -> MemoryLimits:
-    """The device's own numbers, or the budget that was given.
-
-    Raises:
-        EngineDied: MLX cannot be imported here.
-    """
-    try:
-        import mlx.core as mx
-    except ImportError as error:
-        raise EngineDied(f"MLX cannot be used ({error}).", hint=BACK_END_HINT) from error
-
-    from ...backend.options import byte_size
-    from ...memory.budget import limits
-
-    given = None if memory_budget is None else byte_size("memory_budget", memory_budget, 1)
-    device = "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu"
-    return limits({**mx.device_info(), "device": device}, budget_bytes=given)
 
 
 def _show(entries: list[Entry], budget: int, context: int) -> None:

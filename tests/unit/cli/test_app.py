@@ -13,7 +13,7 @@ from mlx_guarded_llm.cli.overview import PANELS
 
 from .conftest import Run
 
-LOCAL = ("serve", "config", "demo", "doctor", "trace", "pull", "rm")
+LOCAL = ("serve", "config", "demo", "fit", "doctor", "trace", "pull", "rm")
 EITHER = ("run", "chat", "embed", "models")
 REMOTE = (
     *("status", "stop", "load", "unload", "unpin", "forgive"),

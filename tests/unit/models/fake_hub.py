@@ -23,6 +23,7 @@ class FakeHub:
         code: the hub's own error code, in the header X-Error-Code.
         cut: send only this many bytes of each file, then close the connection.
         served: names of the files that were fetched.
+        sent: bytes of files.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -31,6 +32,7 @@ class FakeHub:
         self.code = ""
         self.cut: int | None = None
         self.served: list[str] = []
+        self.sent = 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -104,27 +106,28 @@ class FakeHub:
         headers: Mapping[str, str],
         body: bool,
     ) -> None:
-        start = 0
+        start, end = 0, len(content)
         wanted = request.headers.get("Range", "")
         if status == 200 and wanted.startswith("bytes=") and "ETag" in headers:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, end = int(first or 0), int(last) + 1 if last else len(content)
+            start, end = int(first or 0), min(int(last) + 1, len(content)) if last else end
             if body and (start, end) != (0, len(content)):
                 status = 206
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name, value)
-        request.send_header("Content-Length", str(len(content) - start))
+        request.send_header("Content-Length", str(end - start))
         if status == 206:
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            request.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         request.end_headers()
         if body:
-            part = content[start:]
+            part = content[start:end]
             if self.cut is not None and "ETag" in headers and len(part) > self.cut:
                 request.wfile.write(part[: self.cut])
                 request.close_connection = True
             else:
                 request.wfile.write(part)
+                self.sent += len(part) if "ETag" in headers else 0
 
 
 def _etag(content: bytes) -> str:

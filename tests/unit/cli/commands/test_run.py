@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_guarded_llm.errors import (
+    GuardedLLMError,
     InvalidRequest,
     MemoryRefused,
     ModelNotFound,
@@ -182,8 +183,10 @@ def test_errors_are_lines_and_codes(
     assert done.stdout == "Par\n"
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
-    assert len(lines) <= 2
-    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert len(lines) <= 3
+    assert all(line.startswith(("hint: ", "see: ")) for line in lines[1:])
+    typed = isinstance(error, GuardedLLMError) and type(error) is not InvalidRequest
+    assert lines[-1].startswith("see: ") == typed
     assert "Traceback" not in done.stderr
     assert "aliases()" not in done.stderr, "a hint must name a command"
     assert backend.closed
