@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(sys.executable).with_name("mlx-guarded")
+SCRIPT = str(Path(sys.executable).with_name("mlx-guarded"))
 PACKAGES = (
     "mlx_guarded_llm",
     "langchain_mlx_guarded",

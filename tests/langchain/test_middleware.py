@@ -486,7 +486,7 @@ def test_without_langchain_it_says_what_to_install() -> None:
     found = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
-    assert 'pip install "langchain-mlx-guarded[agents]"' in found.stdout
+    assert 'pip install --upgrade "langchain-mlx-guarded[agents]"' in found.stdout
 
 
 @both

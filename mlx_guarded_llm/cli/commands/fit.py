@@ -192,8 +192,8 @@ def _words(found: dict[str, Any], known: list[dict[str, Any]], machine: MemoryLi
     longest = found["longest_context"]
     several = len(known) > 1
     lines = [
-        f"{harmless(short(entry['name']))} takes {entry['context_window']:,} tokens at most, and "
-        "so no more are counted."
+        f"{harmless(short(entry['name']))} takes at most {entry['context_window']:,} tokens, so no "
+        "more are counted for it."
         for entry in known
         if entry["context"] < context
     ]

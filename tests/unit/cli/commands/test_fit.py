@@ -38,7 +38,7 @@ def test_two_that_do_not(run: Run, two: tuple[str, str]) -> None:
     assert "- a shorter context" in done.stdout
     assert "kv_bits=8" in done.stdout
     assert "large does not fit even alone" in done.stdout
-    assert "small takes 2,048 tokens at most" in done.stdout
+    assert "small takes at most 2,048 tokens" in done.stdout
     done = run(*asked, "106MB")
     assert done.exit_code == 1
     assert "each fits alone" in done.stdout
