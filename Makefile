@@ -28,7 +28,7 @@ NPM := tests/server/npm
 CLIENTS := $(NPM)/node_modules/.installed
 AXE := tests/browser/axe
 BARRIERS := $(AXE)/node_modules/.installed
-SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/conftest.py %__pycache__,$(wildcard tests/*))
+SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/ray tests/conftest.py %__pycache__,$(wildcard tests/*))
 # What any backend can do. Faults and deaths are those of an engine that is at hand.
 CONTRACT := $(filter-out %_faults.py %_death.py,$(wildcard tests/engine/test_backend_*.py))
 
@@ -37,7 +37,7 @@ OPENWEBUI_VERSION := 0.12.4
 OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-remote test-lowest test-newest \
+.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest \
 	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -72,6 +72,10 @@ test-browser: $(STAMP) $(BARRIERS) ## the server's live view in Chromium, ~3 min
 
 test-remote: $(STAMP) ## the backend's contract over HTTP: Backend.connect to a server, ~12 minutes
 	MLX_GUARDED_TEST_REMOTE=1 $(BIN)/pytest $(CONTRACT) --no-cov -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-ray: $(STAMP) ## replicas on Ray Serve on this machine (ARGS="-m ''", with the contract, ~25 minutes), ~4 minutes
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
+	$(BIN)/pytest tests/ray -m "not soak" -n 0 $(ARGS)
 
 test-standard: $(STAMP) ## the frameworks' own integration suites, ~8 minutes
 	$(BIN)/pytest tests/standard tests/server/clients -m standard -n 0 -o faulthandler_timeout=1000 $(ARGS)

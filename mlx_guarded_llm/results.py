@@ -152,7 +152,9 @@ class Provenance:
         capped: a `max_tokens` of the caller's own cut the answer off. It is what was asked
             for, and so not degraded; its finish reason is "length".
         attempts: every try of `GuardedLLM`, in order, the one that answered included.
-        resumed: the answer went on in a new engine after a crash.
+        resumed: the answer went on in a new engine after a crash, or at another replica.
+        replica: which replica of a cluster answered, the last if it went on at another; "" where
+            there are none.
         queued: waiting for a place, deferral and loading included.
         deferred: of that, waiting for other generations before its model could load.
         loading: of that, while its model loaded.
@@ -174,6 +176,7 @@ class Provenance:
     capped: bool = False
     attempts: tuple[Attempt, ...] = ()
     resumed: bool = False
+    replica: str = ""
     queued: float = 0.0
     deferred: float = 0.0
     loading: float = 0.0

@@ -11,16 +11,21 @@ _SAFE = "/:@[]=,+ ()"  # characters of a model name that headers can carry
 
 def guard_headers(guard: Provenance) -> dict[str, str]:
     """The headers of an answer, or of an error after attempts were made."""
-    return asked_headers(guard.request_id, guard.requested_model) | {
-        "x-guard-served-model": quote(guard.served_model, safe=_SAFE),
-        "x-guard-fallback": str(guard.fallback).lower(),
-        "x-guard-degraded": ",".join(guard.degraded),
-        "x-guard-attempts": str(len(guard.attempts)),
-        "x-guard-resumed": str(guard.resumed).lower(),
-        "x-guard-queued": f"{guard.queued:.3f}",
-        "x-guard-deferred": f"{guard.deferred:.3f}",
-        "x-guard-loading": f"{guard.loading:.3f}",
-    }
+    where = {"x-guard-replica": guard.replica} if guard.replica else {}
+    return (
+        asked_headers(guard.request_id, guard.requested_model)
+        | where
+        | {
+            "x-guard-served-model": quote(guard.served_model, safe=_SAFE),
+            "x-guard-fallback": str(guard.fallback).lower(),
+            "x-guard-degraded": ",".join(guard.degraded),
+            "x-guard-attempts": str(len(guard.attempts)),
+            "x-guard-resumed": str(guard.resumed).lower(),
+            "x-guard-queued": f"{guard.queued:.3f}",
+            "x-guard-deferred": f"{guard.deferred:.3f}",
+            "x-guard-loading": f"{guard.loading:.3f}",
+        }
+    )
 
 
 def expected_headers(wait: float) -> dict[str, str]:

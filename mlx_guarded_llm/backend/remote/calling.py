@@ -164,6 +164,9 @@ class CallingBackend(BaseBackend):
         request_id: str | None,
         on_progress: OnProgress | None,
         options: dict[str, Any],
+        *,
+        emitted: Sequence[int] = (),
+        fingerprint: str = "",
     ) -> str:
         given = sort_options(options)
         params = SamplingParams(**given.sampling)
@@ -175,6 +178,8 @@ class CallingBackend(BaseBackend):
             **given.scheduling,
         }
         body = {**self._model(model, given.loading, sent), "prompt": request.prompt}
+        if emitted:
+            body |= {"emitted": list(emitted), "fingerprint": fingerprint}
         return self._send("generate", body, put, timeout, request_id, on_progress)[0]
 
     def _embed(

@@ -118,6 +118,11 @@ class Calls(ABC):
             self._ended(reply)
         return lambda: self._drop(reply)
 
+    def fingerprint(self, request_id: str) -> str:
+        """Of the model that answers a request under way; "" if that is not known (any more)."""
+        found = (r.fingerprint for r in tuple(self._under_way) if r.request_id == request_id)
+        return next(found, "")
+
     def forsake(self, request_id: str) -> None:
         """Do not send a request again, since nobody wants it any more."""
         for reply in tuple(self._under_way):
@@ -240,6 +245,7 @@ class Reply:
         attempts: how often the call was sent.
         moved: something of the answer has come since it was sent last.
         fingerprint: of the model that answers, once it is known.
+        body: fields of the call.
         task: of the loop, once it has begun.
     """
 
@@ -263,7 +269,7 @@ class Reply:
         self._untold = False  # a piece has come without its tokens
         self.fingerprint = str(body.get("fingerprint") or "")
         self._call = call
-        self._body = body
+        self.body = body
         self._put = put
         self._progress = progress
         self._outbox = outbox
@@ -281,7 +287,7 @@ class Reply:
 
     def rest(self) -> dict[str, Any]:
         """The call for what is missing, in the time that is left."""
-        body = dict(self._body)
+        body = dict(self.body)
         if body.get("timeout") is not None:
             body["timeout"] = max(0.0, body["timeout"] - (time.monotonic() - self._began))
         if self._tokens:

@@ -1,0 +1,165 @@
+"""What a router knows of the replicas: their own reports, and what it has sent since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+
+from .routing import ANSWER, LOAD_RATE, ModelAt, ReplicaView, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a replica is, in its own words; see `replica.Replica`.
+
+    Attributes:
+        name: of the replica.
+        count: of its reports so far; a report that comes late has a lower one.
+        view: what it says.
+        requests: those it has, by id.
+    """
+
+    name: str
+    count: int
+    view: ReplicaView
+    requests: frozenset[str] = frozenset()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, which is what Ray Serve carries."""
+        view = self.view
+        return {
+            "name": self.name,
+            "count": self.count,
+            "budget": view.budget,
+            "answer": view.answer,
+            "load_rate": view.load_rate,
+            "max_active": view.max_active,
+            "requests": sorted(self.requests),
+            "models": {
+                name: [m.bytes, m.resident, m.active, m.waiting, m.pinned, m.idle]
+                for name, m in view.models.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """What `as_dict` made."""
+        view = ReplicaView(
+            name=values["name"],
+            budget=values["budget"],
+            models={name: ModelAt(*fields) for name, fields in values["models"].items()},
+            answer=values["answer"] or ANSWER,
+            load_rate=values["load_rate"] or LOAD_RATE,
+            max_active=values["max_active"],
+        )
+        return cls(values["name"], values["count"], view, frozenset(values["requests"]))
+
+
+@dataclass(slots=True)
+class _Sent:
+    wanted: Wanted
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Page:
+    """One replica's."""
+
+    report: Report | None = None
+    sent: dict[str, _Sent] = field(default_factory=dict)
+    view: ReplicaView | None = None  # until something changes
+
+
+class Book:
+    """Keeps the views of all replicas. It may be used from any thread."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, _Page] = {}
+        self._lock = Lock()
+
+    def report(self, report: Report) -> None:
+        """A replica says how it is. What is older than its last word is ignored."""
+        with self._lock:
+            page = self._pages.setdefault(report.name, _Page())
+            if page.report is not None and page.report.count >= report.count:
+                return
+            page.report = report
+            page.sent = {id: sent for id, sent in page.sent.items() if not sent.ended}
+            page.view = None
+
+    def sent(self, call: str, wanted: Wanted, replica: str) -> None:
+        """A request went to a replica, by a call of this id."""
+        if not wanted.model:
+            return
+        with self._lock:
+            page = self._pages.setdefault(replica, _Page())
+            page.sent[call] = _Sent(wanted)
+            page.view = None
+
+    def ended(self, call: str, replica: str) -> None:
+        """A call is over. Its model is thought to be there until the next report."""
+        with self._lock:
+            page = self._pages.get(replica)
+            if page is not None and call in page.sent:
+                page.sent[call].ended = True
+                page.view = None
+
+    def keep(self, replicas: Iterable[str]) -> None:
+        """These replicas are there; what is known of others is forgotten."""
+        there = set(replicas)
+        with self._lock:
+            self._pages = {name: page for name, page in self._pages.items() if name in there}
+
+    def view(self, replica: str) -> ReplicaView:
+        """What is known of a replica by now."""
+        with self._lock:
+            page = self._pages.get(replica)
+            if page is None:
+                return ReplicaView(replica, 0)
+            if page.view is None:
+                page.view = _view(replica, page)
+            return page.view
+
+    def size(self, model: str) -> int | None:
+        """Bytes that a model takes where it is resident; None if it is nowhere."""
+        with self._lock:
+            pages = tuple(self._pages.values())
+        for page in pages:
+            found = page.report.view.models.get(model) if page.report else None
+            if found is not None and found.resident and found.bytes:
+                return found.bytes
+        return None
+
+
+def _view(name: str, page: _Page) -> ReplicaView:
+    """A report, and what was sent behind it."""
+    report = page.report or Report(name, 0, ReplicaView(name, 0))
+    models = dict(report.view.models)
+    for sent in page.sent.values():
+        model = sent.wanted.model
+        here = models.get(model)
+        if here is None:
+            models[model] = here = ModelAt(sent.wanted.bytes, resident=sent.ended)
+        if sent.ended:
+            models[model] = replace(here, resident=True)
+        elif sent.wanted.request_id not in report.requests:
+            models[model] = replace(here, waiting=here.waiting + 1)
+    _evict(report.view.budget, models, keep={sent.wanted.model for sent in page.sent.values()})
+    return replace(report.view, models=models)
+
+
+def _evict(budget: int, models: dict[str, ModelAt], keep: set[str]) -> None:
+    """What the replica's guard will evict for what was sent: idle models, the longest first."""
+    over = sum(model.bytes for model in models.values()) - budget
+    if not budget or over <= 0:
+        return
+    for name in _evictable(models):
+        if over > 0 and name not in keep:
+            over -= models.pop(name).bytes
+
+
+def _evictable(models: Mapping[str, ModelAt]) -> Sequence[str]:
+    idle = [(-m.idle, name) for name, m in models.items() if not (m.busy or m.pinned)]
+    return [name for _, name in sorted(idle)]

@@ -1,0 +1,180 @@
+"""To which replica a request goes: a pure function, for the router and for the simulation.
+
+A replica that has the model answers at once, so it comes first. Where none has it, one has to
+load it. That holds up whatever else runs there, so it is one that runs nothing, if there is one;
+among those, one where it fits beside what is there. Where it fits nowhere, each model has a home
+of its own, by a hash of both names. So every replica keeps the same few models, and what one
+replica evicts is not what the next request needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from math import floor, log
+
+LOAD_RATE = 1e9  # bytes a second, until loads have been measured
+ANSWER = 5.0  # seconds of an answer, until answers have been measured
+SPREAD = 2.0  # a wait of so many loads elsewhere makes a model load at one more replica
+NEAR = 1.25  # waits that differ by less than this factor are the same
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAt:
+    """A model at a replica.
+
+    Attributes:
+        bytes: promised to it; what it is expected to take while it is not resident.
+        resident: it is in memory; if not, its load waits or is under way.
+        active: requests that run.
+        waiting: requests that wait.
+        pinned: it is never evicted.
+        idle: seconds since its last request.
+    """
+
+    bytes: int
+    resident: bool = True
+    active: int = 0
+    waiting: int = 0
+    pinned: bool = False
+    idle: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """It has requests, or its load is not over."""
+        return not self.resident or self.active > 0 or self.waiting > 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """What is known of one replica.
+
+    Attributes:
+        name: tells it from others.
+        budget: bytes that its models may take; 0 if that is not known yet.
+        models: those in memory or wanted, by full name.
+        answer: seconds that an answer takes there.
+        load_rate: bytes a second that are loaded there.
+        max_active: requests of one model that are decoded together.
+        idle: nothing runs, waits or loads there. Made of `models`, as the following.
+        running: requests that run.
+        used: bytes of the models.
+        loading: bytes whose load waits or is under way.
+        pinned: bytes of the models that are never evicted.
+    """
+
+    name: str
+    budget: int
+    models: Mapping[str, ModelAt] = field(default_factory=dict)
+    answer: float = ANSWER
+    load_rate: float = LOAD_RATE
+    max_active: int = 32
+    idle: bool = field(init=False, default=True)
+    running: int = field(init=False, default=0)
+    used: int = field(init=False, default=0)
+    loading: int = field(init=False, default=0)
+    pinned: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        models = self.models.values()
+        put(self, "idle", not any(model.busy for model in models))
+        put(self, "running", sum(model.active for model in models))
+        put(self, "used", sum(model.bytes for model in models))
+        put(self, "loading", sum(model.bytes for model in models if not model.resident))
+        put(self, "pinned", sum(model.bytes for model in models if model.pinned))
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes fit beside what is there."""
+        return not self.budget or self.used + size <= self.budget
+
+    def can_hold(self, size: int) -> bool:
+        """Whether they fit once everything is evicted that is not pinned."""
+        return not self.budget or self.pinned + size <= self.budget
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for.
+
+    Attributes:
+        model: its full name; "" for what any replica can do without loading one.
+        bytes: that it is expected to take.
+        avoid: replicas that have failed at it.
+        request_id: of the request in the record.
+    """
+
+    model: str
+    bytes: int = 0
+    avoid: frozenset[str] = frozenset()
+    request_id: str = ""
+
+
+def rank(wanted: Wanted, replicas: Iterable[ReplicaView]) -> Sequence[ReplicaView]:
+    """The replicas, best first.
+
+    1. Those that have the model, or load it already: by the expected wait, then by how many
+       run there. But an idle one that does not have it comes before them if they are to wait
+       more than `SPREAD` times as long: so a model in demand spreads.
+    2. The others: those that are idle; those where it fits without evicting; by the expected
+       wait; by the model's home.
+    3. Those in which it can never fit, then those that failed at this request.
+    """
+    model, size = wanted.model, wanted.bytes
+    have: list[tuple[tuple[float, ...], ReplicaView]] = []
+    lack: list[tuple[tuple[float, ...], ReplicaView]] = []
+    last: list[tuple[tuple[float, ...], ReplicaView]] = []
+    for replica in replicas:
+        failed = replica.name in wanted.avoid
+        if failed or not (model in replica.models or replica.can_hold(size)):
+            wait = expected_wait(replica, wanted)
+            last.append(((failed, wait, -home(model, replica.name)), replica))
+        elif model in replica.models:
+            wait = expected_wait(replica, wanted)
+            have.append(((wait, replica.running, -home(model, replica.name)), replica))
+        else:
+            idle, fits = replica.idle, replica.fits(size)
+            wait = 0.0 if idle else expected_wait(replica, wanted)
+            key = (not idle, not fits, _near(wait), -home(model, replica.name))
+            lack.append((key, replica))
+    for group in (have, lack, last):
+        group.sort(key=_key)
+    if have and lack and lack[0][1].idle:
+        elsewhere = expected_wait(lack[0][1], wanted)
+        if have[0][0][0] > SPREAD * elsewhere:
+            have.insert(0, lack.pop(0))
+    return [replica for _, replica in (*have, *lack, *last)]
+
+
+def expected_wait(replica: ReplicaView, wanted: Wanted) -> float:
+    """Seconds until a request is expected to start there.
+
+    A load waits for what runs; a request waits for the loads that were wanted before it, and for
+    those of its model before it, if more are there than are decoded together.
+    """
+    loads = replica.loading / replica.load_rate
+    here = replica.models.get(wanted.model)
+    if here is None:
+        drain = replica.answer if replica.running else 0.0
+        return drain + loads + wanted.bytes / replica.load_rate
+    rounds = (here.active + here.waiting) // replica.max_active
+    drain = replica.answer if loads and replica.running > here.active else 0.0
+    return drain + loads + rounds * replica.answer
+
+
+@lru_cache(maxsize=1 << 20)
+def home(model: str, replica: str) -> float:
+    """How much a replica is a model's home, from 0 to 1 (rendezvous hashing)."""
+    digest = blake2b(f"{model}\0{replica}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def _key(item: tuple[tuple[float, ...], ReplicaView]) -> tuple[float, ...]:
+    return item[0]
+
+
+def _near(wait: float) -> int:
+    """A wait by powers of `NEAR`, so that waits that hardly differ are equal."""
+    return floor(log(wait, NEAR)) if wait > 0.01 else -100

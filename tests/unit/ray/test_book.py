@@ -1,0 +1,64 @@
+"""What a router knows between two reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlx_guarded_ray.book import Book, Report
+from mlx_guarded_ray.routing import ModelAt, ReplicaView, Wanted
+
+GB = 10**9
+
+
+def report(count: int, requests: frozenset[str] = frozenset(), **models: ModelAt) -> Report:
+    return Report("r", count, ReplicaView("r", 3 * GB, models), requests)
+
+
+def test_a_report_travels_as_plain_values() -> None:
+    sent = report(3, frozenset({"one"}), a=ModelAt(GB, active=1, idle=2.5))
+    assert Report.from_dict(sent.as_dict()) == sent
+
+
+def test_an_older_report_says_nothing() -> None:
+    book = Book()
+    book.report(report(2, a=ModelAt(GB)))
+    book.report(report(1))
+    assert "a" in book.view("r").models
+
+
+def test_what_was_sent_counts_until_a_report_has_it() -> None:
+    book, wanted = Book(), Wanted("a", GB, request_id="one")
+    book.report(report(1))
+    book.sent("call", wanted, "r")
+    assert book.view("r").models["a"] == ModelAt(GB, resident=False, waiting=1)
+    book.report(report(2, frozenset({"one"}), a=ModelAt(GB, active=1)))
+    assert book.view("r").models["a"] == ModelAt(GB, active=1)
+
+
+def test_an_answered_request_leaves_its_model_behind() -> None:
+    book = Book()
+    book.report(report(1))
+    book.sent("call", Wanted("a", GB), "r")
+    book.ended("call", "r")
+    view = book.view("r")
+    assert view.models["a"] == ModelAt(GB)
+    assert view.idle
+    book.report(report(2))
+    assert not book.view("r").models
+
+
+def test_what_has_no_room_beside_it_is_thought_evicted_longest_idle_first() -> None:
+    book = Book()
+    old, new = ModelAt(GB, idle=50), ModelAt(GB, idle=5)
+    book.report(report(1, old=old, new=new, pin=replace(old, pinned=True)))
+    book.sent("call", Wanted("a", GB), "r")
+    assert set(book.view("r").models) == {"a", "new", "pin"}
+
+
+def test_replicas_that_went_are_forgotten() -> None:
+    book = Book()
+    book.report(report(1, a=ModelAt(GB)))
+    assert book.size("a") == GB
+    book.keep([])
+    assert book.size("a") is None
+    assert book.view("r") == ReplicaView("r", 0)
