@@ -46,6 +46,7 @@ SCRIPTS = (
     ("steps", "--shape", "tiny", "--rows", "1", "8", "--tokens", "16"),
     ("products", "--columns", "512", "--outputs", "512", "--matrices", "2", "--rows", "1", "8"),
     ("repeat", "--shape", "tiny", "--tokens", "250", "--runs", "2"),
+    ("turn_tokens",),
     ("isolation", "--shape", "tiny", "--tokens", "200"),
     ("http", "--shape", "tiny", "--rounds", "3"),
     ("isolation", "--tokens", "24", "--rows", "8", "--rounds", "2"),

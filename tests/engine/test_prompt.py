@@ -543,7 +543,10 @@ def test_segments() -> None:
         "user",
         "assistant",
     ]
-    assert [kind for kind, _ in parts(plain(), encode(plain(), [USER]))] == ["assistant"]
+    assert parts(plain(), encode(plain(), [USER])) == [
+        ("user", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant"),
+        ("assistant", "\n"),
+    ]
 
 
 def test_the_system_segment_is_shared_and_holds_the_tools() -> None:

@@ -266,11 +266,11 @@ class TestTheSameTokens:
 @pytest.mark.usefixtures("lengths")
 class TestCachesOfADraft:
     def test_the_next_answer_goes_on_from_the_last(self, loaded: tuple[Any, Any]) -> None:
-        prefix = PrefixCaches(2**22).open("d")
-        draft = DraftModel(loaded[0], prefix, 0)
+        prefixes = PrefixCaches(2**22)
+        draft = DraftModel(loaded[0], prefixes.open("d"), 0)
         made = batch(loaded, draft)
         tokens = ids(decode(made, sequence()))
-        assert prefix.nbytes > 0
+        assert prefixes.nbytes > 0
         computed: list[int] = []
 
         def watched(inputs: mx.array, cache: Any) -> Any:

@@ -20,9 +20,10 @@ from mlx_lm.generate import (
     PromptProcessingBatch,
     StopSequences,
 )
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 from ..residency.device_memory import clear_cache, wired_limit_kept
+from ..residency.keepable import kept_kinds
 from ..residency.prefix import PrefixCache
 from .conversion import lists
 from .decoder import BESIDE, Prefilled, Token, TokenSequence, Update
@@ -272,8 +273,11 @@ class _Prompts(_SingleRow, PromptProcessingBatch):
 
     def extend(self, batch: PromptProcessingBatch) -> None:
         """Add other prompts."""
-        self._rebatch()
+        single = getattr(batch, "_single", False)
+        if not single:
+            self._rebatch()
         super().extend(batch)  # type: ignore[no-untyped-call]
+        self._single = single
 
     def filter(self, keep: list[int]) -> None:
         """Keep only these prompts."""
@@ -283,9 +287,7 @@ class _Prompts(_SingleRow, PromptProcessingBatch):
 
     def extract_cache(self, idx: int) -> list[Any]:
         """Copies of the caches of a prompt that is still being computed."""
-        if self._single:
-            return [cache.merge([cache]).extract(0) for cache in self.prompt_cache]
-        return super().extract_cache(idx)
+        return copy.deepcopy(self.prompt_cache) if self._single else super().extract_cache(idx)
 
     def split(self, indices: list[int]) -> PromptProcessingBatch:
         """Take rows out. mlx-lm copies every cache for that, which is not needed for all rows."""
@@ -321,6 +323,24 @@ class _Prompts(_SingleRow, PromptProcessingBatch):
         self.logits_processors, self.max_tokens, self.stop_sequences = [], [], []
 
 
+class _Generator(BatchGenerator):
+    """A batch generator that leaves the caches of a prompt that is alone as they are.
+
+    mlx-lm makes caches of a batch from them, and each of these is a copy.
+    """
+
+    def _make_batch(self, n: int) -> PromptProcessingBatch:
+        alone = n == 1 and not self._prompt_batch.uids
+        waiting = self._unprocessed_sequences
+        caches = waiting[0][3]
+        if alone:
+            waiting[0] = (*waiting[0][:3], [], *waiting[0][4:])
+        batch: Any = super()._make_batch(n)
+        if alone:
+            batch.prompt_cache, batch._single = caches, True
+        return cast(PromptProcessingBatch, batch)
+
+
 class ContinuousBatch:
     """A `Decoder` in which requests join and leave between any two tokens.
 
@@ -348,11 +368,11 @@ class ContinuousBatch:
         self._speculation = speculation
         self._verified = 0  # passes
         self._prefill_step_size = prefill_step_size
-        self._kept_kinds = _kept_kinds(model) if prefix.keeps else frozenset()
+        self._kept_kinds = kept_kinds(model) if prefix.keeps else frozenset()
         self._stops = _Ends(tokenizer.eos_token_ids)
         self._sequences: dict[int, TokenSequence] = {}
         with wired_limit_kept():
-            self._batch = BatchGenerator(
+            self._batch: Any = _Generator(
                 model,
                 completion_batch_size=max_active,
                 prefill_batch_size=max_active,
@@ -466,7 +486,7 @@ class ContinuousBatch:
         size = self._prefill_step_size // max(1, min(prompts, batch.prefill_batch_size))
         if beside or len(batch._generation_batch):
             size //= BESIDE
-        return max(size, min(_LEAST, self._prefill_step_size))
+        return max(int(size), min(_LEAST, self._prefill_step_size))
 
     def _keep_boundaries(self, prompts: list[Any]) -> None:
         """Keep the caches of prompts that have reached a boundary."""
@@ -480,16 +500,6 @@ class ContinuousBatch:
             self._prefix.insert(list(tokens), cache, reached[uid])
 
 
-def _kept_kinds(model: Any) -> frozenset[str]:
-    """The kinds of boundaries at which caches of this model are kept. Each costs a step.
-
-    Where caches can be trimmed, the next turn of a chat uses the one that is kept when the answer
-    ends. Before that, only what other requests may share is worth keeping.
-    """
-    cuttable = can_trim_prompt_cache(make_prompt_cache(model))
-    return frozenset({"system"} if cuttable else {"system", "user"})
-
-
 def _split(tokens: list[int], boundaries: Iterable[int]) -> list[list[int]]:
     """Split the tokens at the boundaries inside them."""
     cuts = [0, *sorted(b for b in boundaries if 0 < b < len(tokens)), len(tokens)]
@@ -501,6 +511,7 @@ def _check() -> None:
     expected: dict[Any, set[str]] = {
         BatchGenerator.insert_segments: {"segments", "caches", "all_tokens", "stop_sequences"},
         BatchGenerator.remove: {"uids"},
+        BatchGenerator._make_batch: {"n"},
         PromptProcessingBatch.empty: {"model", "fallback_sampler", "prefill_step_size"},
         GenerationBatch.__init__: {"inputs", "prompt_cache", "tokens", "samplers", "max_tokens"},
     }

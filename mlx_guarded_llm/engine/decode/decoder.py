@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ...params import SamplingParams
 from .constraint import Constraint
@@ -13,6 +13,10 @@ from .constraint import Constraint
 # answers are held up for less time, and the prompt takes only a little longer.
 BESIDE = 4
 
+# Of a kept KV cache: "system" for what many conversations begin with, "user" for what the next
+# turn of a conversation does, "assistant" for the rest.
+Kind = Literal["assistant", "user", "system"]
+
 
 @dataclass(eq=False)
 class TokenSequence:
@@ -20,8 +24,7 @@ class TokenSequence:
 
     Attributes:
         prompt: token ids.
-        boundaries: positions in the prompt at which its cache is worth keeping, with the kind
-            ("system" or "user", see `PrefixCache.insert`).
+        boundaries: positions in the prompt at which its cache is worth keeping, with the kind.
         max_tokens: the most tokens to generate.
         emitted: how many tokens at the end of the prompt belong to the answer.
         constraint: the grammar of the answer, at its beginning.
@@ -35,7 +38,7 @@ class TokenSequence:
     params: SamplingParams
     seed: int
     max_tokens: int
-    boundaries: Mapping[int, str] = field(default_factory=dict)
+    boundaries: Mapping[int, Kind] = field(default_factory=dict)
     emitted: int = 0
     constraint: Constraint | None = None
     cached: int = 0

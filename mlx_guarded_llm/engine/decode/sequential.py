@@ -6,6 +6,7 @@ caches and some architectures need this.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from mlx_lm.generate import generate_step, maybe_quantize_kv_cache
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..residency.device_memory import clear_cache
+from ..residency.keepable import kept_kinds
 from ..residency.prefix import PrefixCache
 from .conversion import lists
 from .decoder import BESIDE, Prefilled, Token, TokenSequence, Update
@@ -60,6 +62,11 @@ class _Stream:
         self.picked.append(picked)
         return picked.tokens
 
+    @property
+    def held(self) -> int:
+        """How many tokens its cache holds. `generate_step` feeds a token before it returns it."""
+        return len(self.history) - (len(self.left) if self.steps is None else 0)
+
     def close(self) -> None:
         if isinstance(self.steps, Generator):
             self.steps.close()
@@ -90,6 +97,7 @@ class SequentialDecoder:
         self._model = model
         self._ends = set(tokenizer.eos_token_ids)
         self._prefix = prefix
+        self._kept_kinds = kept_kinds(model) if prefix.keeps else frozenset()
         self._prefill_step_size = prefill_step_size
         self._kv_bits = kv_bits
         self._kv_group_size = kv_group_size
@@ -159,12 +167,20 @@ class SequentialDecoder:
 
         That is what it does itself, but for the whole prompt at once.
         """
-        chunk = stream.left[: min(size, len(stream.left) - 1)]
+        boundaries = stream.sequence.boundaries
+        done = stream.held
+        most = min(size, len(stream.left) - 1)
+        end = min((at for at in boundaries if at > done), default=done + most)
+        chunk = stream.left[: min(most, end - done)]
         self._model(mx.array(chunk)[None], cache=stream.cache)
         maybe_quantize_kv_cache(stream.cache, 0, self._kv_group_size, self._kv_bits)
         mx.eval([cache.state for cache in stream.cache])
         clear_cache()
         del stream.left[: len(chunk)]
+        kind = boundaries.get(stream.held)
+        if kind in self._kept_kinds:
+            prompt = stream.sequence.prompt
+            self._prefix.insert(prompt[: stream.held], copy.deepcopy(stream.cache), kind)
 
     def _steps(self, stream: _Stream) -> Iterator[tuple[Any, Any]]:
         return generate_step(
@@ -180,7 +196,6 @@ class SequentialDecoder:
         )
 
     def _keep(self, stream: _Stream) -> None:
-        """Keep the cache, if it is known which tokens it contains, and it has new ones."""
-        held = getattr(stream.cache[0], "offset", None)
-        if isinstance(held, int) and stream.sequence.cached < held <= len(stream.history):
-            self._prefix.insert(stream.history[:held], stream.cache, "assistant")
+        """Keep the cache, if it has new tokens."""
+        if stream.sequence.cached < stream.held:
+            self._prefix.insert(stream.history[: stream.held], stream.cache, "assistant")

@@ -212,16 +212,21 @@ def _beginning(tokenizer: TokenizerWrapper, tail: str) -> tuple[str, bool]:
 def _segments(
     tokenizer: TokenizerWrapper, filled: Filled, ids: Sequence[int]
 ) -> tuple[Segment, ...]:
-    """Cut where mlx_lm.server does: after the system messages and before the thinking."""
+    """Cut after the system messages, and at the last token or before the thinking.
+
+    The next turn of a conversation begins with what is before the last cut, whatever the template
+    does with the answer: it drops the thinking, and text after the last token may join with it.
+    """
     segments: list[Segment] = []
     system = filled.encode(tokenizer, filled.system) if filled.system else ()
     shared = _shared(ids, system)
     if 0 < shared < len(ids):
         segments.append(Segment("system", shared))
-    if think := thinking(tokenizer):
-        tail = think.last_start(ids, len(ids) - _THINKING_TAIL)
-        if tail > shared:
-            segments.append(Segment("user", tail))
+    think = thinking(tokenizer)
+    opened = think.last_start(ids, len(ids) - _THINKING_TAIL) if think else -1
+    turn = opened if opened > shared else len(ids) - 1
+    if turn > shared:
+        segments.append(Segment("user", turn))
     return (*segments, Segment("assistant", len(ids)))
 
 

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 
 from ...logs import get_logger
 from ..decode.batchable import alike
+from ..decode.decoder import Kind
 from .prefix import UNBOUNDED, detach
 
 logger = get_logger("engine")
@@ -64,6 +65,19 @@ def trimmable_tokens(model: Any) -> int:
     if not keepable_tokens(model) or not can_trim_prompt_cache(caches):
         return 0
     return _smallest_window(_parts(caches))
+
+
+def kept_kinds(model: Any) -> frozenset[Kind]:
+    """The kinds of boundaries in a prompt at which caches of this model are kept.
+
+    Where caches can always be trimmed, the next turn of a chat uses the one that is kept when the
+    answer ends. Before that, only what other requests may share is worth keeping. Where they
+    cannot, the next turn needs one of before the answer: templates drop its reasoning, or write
+    its calls in another way.
+    """
+    if trimmable_tokens(model) == UNBOUNDED:
+        return frozenset({"system"})
+    return frozenset({"system", "user"})
 
 
 def _same_when_kept(model: Any, *, window: int | None) -> bool:

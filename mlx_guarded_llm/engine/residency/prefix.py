@@ -1,15 +1,40 @@
-"""KV caches kept for prompts with a common beginning, within one limit for all models."""
+"""KV caches kept for prompts with a common beginning, within one limit for all models.
+
+The entries of all models stand in one line, the first to go in front. Whatever is used or added
+goes to the end. What a new entry holds for the most part as well goes to the front: a chat that
+goes on needs its last turn only, and must not drive out another model's chat with those before.
+"""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.cache import LRUPromptCache
+from mlx_lm.models.cache import PromptTrie, can_trim_prompt_cache, trim_prompt_cache
+
+from ..decode.decoder import Kind
 
 UNBOUNDED = 2**63  # tokens
-_MAX_ENTRIES = 64  # per model; bytes are the real bound
+_MAX_ENTRIES = 256  # of all models; bytes are the real bound
+
+_RANKS: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A KV cache that holds exactly these tokens."""
+
+    owner: PrefixCache
+    tokens: list[int]
+    cache: list[Any]
+    kind: Kind
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = sum(c.nbytes for c in self.cache)
 
 
 class PrefixCaches:
@@ -19,11 +44,16 @@ class PrefixCaches:
 
     Args:
         max_bytes: for all caches together; 0 keeps nothing.
+
+    Attributes:
+        nbytes: what is kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._caches: dict[str, PrefixCache] = {}  # least recently used first
+        self.nbytes = 0
+        self._caches: dict[str, PrefixCache] = {}
+        self._line: dict[_Entry, None] = {}  # the first to go in front
 
     def open(self, model: str, *, max_tokens: int = UNBOUNDED) -> PrefixCache:
         """An empty cache for a model that was just loaded.
@@ -31,7 +61,8 @@ class PrefixCaches:
         Args:
             max_tokens: the longest prompt that can be kept, see `keepable_tokens`.
         """
-        self._caches[model] = PrefixCache(self, model, max_tokens)
+        self.drop(model)
+        self._caches[model] = PrefixCache(self, max_tokens)
         return self._caches[model]
 
     def max_tokens(self, model: str) -> int | None:
@@ -41,35 +72,42 @@ class PrefixCaches:
 
     def drop(self, model: str) -> None:
         """Forget everything kept for a model."""
-        self._caches.pop(model, None)
+        cache = self._caches.pop(model, None)
+        for entry in [entry for entry in self._line if entry.owner is cache]:
+            self.remove(entry)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches.values())
+    def add(self, entry: _Entry) -> None:
+        """Count an entry, and let others go for it."""
+        self._line[entry] = None
+        self.nbytes += entry.nbytes
+        while self.nbytes > self.max_bytes or len(self._line) > _MAX_ENTRIES:
+            first = next(iter(self._line))
+            first.owner.forget(first)
+            self.remove(first)
 
-    def used(self, model: str) -> None:
-        """Mark this model's cache as the most recently used, and enforce the limit."""
-        if model in self._caches:
-            self._caches[model] = self._caches.pop(model)
-        for cache in self._caches.values():
-            excess = self.nbytes - self.max_bytes
-            if excess <= 0:
-                break
-            cache.trim(cache.nbytes - excess)
+    def remove(self, entry: _Entry) -> None:
+        """Count an entry no longer."""
+        del self._line[entry]
+        self.nbytes -= entry.nbytes
+
+    def used(self, entry: _Entry) -> None:
+        """Move an entry to the end of the line."""
+        del self._line[entry]
+        self._line[entry] = None
+
+    def surpassed(self, entry: _Entry) -> None:
+        """Move an entry to the front of the line."""
+        del self._line[entry]
+        self._line = {entry: None, **self._line}
 
 
 class PrefixCache:
     """The kept prefixes of one model."""
 
-    def __init__(self, owner: PrefixCaches, model: str, max_tokens: int) -> None:
+    def __init__(self, owner: PrefixCaches, max_tokens: int) -> None:
         self._owner = owner
         self.max_tokens = max_tokens
-        self._model = model
-        self._lru = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=max(owner.max_bytes, 1))
-
-    @property
-    def nbytes(self) -> int:
-        return int(self._lru.nbytes)
+        self._trie = PromptTrie()
 
     @property
     def keeps(self) -> bool:
@@ -79,35 +117,68 @@ class PrefixCache:
     def fetch(self, tokens: list[int]) -> tuple[list[Any] | None, list[int]]:
         """The longest kept prefix: a copy of its KV cache, and the tokens after it.
 
-        At least one token is left, since decoding starts from one.
+        At least one token is left, since decoding starts from one. The copy shares its arrays with
+        what is kept until it is written to.
         """
-        cache, rest = self._lru.fetch_nearest_cache(self._model, tokens)
-        if cache is None or not rest:
+        within = tokens[:-1]
+        found = self._trie.search(None, within)
+        longer, shorter = self._at(found.exact or found.longer), self._at(found.shorter)
+        held = len(within) if found.exact else found.common_prefix
+        if longer is None or not (found.exact or can_trim_prompt_cache(longer.cache)):
+            longer, held = None, 0
+        if shorter is not None and len(shorter.tokens) >= held:
+            longer, held = shorter, len(shorter.tokens)
+        if longer is None or not held:
             return None, tokens
-        self._owner.used(self._model)
-        return cache, rest
+        self._owner.used(longer)
+        cache = copy.deepcopy(longer.cache)
+        if len(longer.tokens) > held:
+            trim_prompt_cache(cache, len(longer.tokens) - held)
+        return cache, tokens[held:]
 
-    def insert(self, tokens: list[int], cache: list[Any], kind: str) -> None:
-        """Keep a KV cache that holds exactly `tokens`.
-
-        Args:
-            kind: "system", "user" or "assistant"; the last is evicted first.
-        """
+    def insert(self, tokens: list[int], cache: list[Any], kind: Kind) -> None:
+        """Keep a KV cache that holds exactly `tokens`."""
         if not (self.keeps and 0 < len(tokens) <= self.max_tokens):
             return
         if sum(c.nbytes for c in cache) > self._owner.max_bytes:
             return
+        found = self._trie.search(None, tokens)
+        longer = self._at(found.longer)
+        cuttable = can_trim_prompt_cache(cache)
+        if longer is not None and can_trim_prompt_cache(longer.cache):
+            if found.common_prefix == len(tokens):
+                self._owner.used(longer)  # it holds all of this
+                return
+            self._surpass(longer, found.common_prefix, kind)
         detach(cache)
-        self._lru.insert_cache(self._model, tokens, cache, cache_type=kind)
-        self._owner.used(self._model)
+        entry = _Entry(self, tokens, cache, kind)
+        if before := self._trie.add(None, tokens, entry):
+            self._owner.remove(before)
+        if cuttable:  # it can be cut back to any of these
+            for _, prefix in self._trie.pop_prefixes(None, tokens):
+                self._owner.remove(prefix)
+        elif shorter := self._at(found.shorter):
+            self._surpass(shorter, len(shorter.tokens), kind)
+        self._owner.add(entry)
 
-    def trim(self, nbytes: int) -> None:
-        """Evict entries until at most this many bytes are kept."""
-        self._lru.trim_to(n_bytes=max(nbytes, 0))
+    def forget(self, entry: _Entry) -> None:
+        """Drop an entry; its owner no longer counts it."""
+        self._trie.pop(None, entry.tokens)
+
+    def _at(self, tokens: list[int] | None) -> _Entry | None:
+        return None if tokens is None else self._trie.get(None, tokens)
+
+    def _surpass(self, entry: _Entry, common: int, kind: Kind) -> None:
+        """A new entry of this kind holds the first tokens of another, `common` of them."""
+        if 2 * common >= len(entry.tokens) and _RANKS[entry.kind] <= _RANKS[kind]:
+            self._owner.surpassed(entry)
 
 
 def detach(cache: list[Any]) -> None:
-    """Copy the cache's arrays out of the batch. A view of one row would keep all rows alive."""
+    """Copy the cache's arrays out of the batch. A view of one row would keep all rows alive.
+
+    Arrays that are whole buffers stay as they are.
+    """
     copies: list[mx.array] = []
 
     def copy(leaf: Any) -> Any:
