@@ -33,6 +33,7 @@ def models_of_pages(scripted: MakeModel, embedder: MakeModel) -> dict[str, str]:
     adder = scripted(_CALL, tools=True, later=("It is 42.",), context_window=8192)
     return {
         "smollm2-135m": scripted(ANSWER),
+        "smollm2-135m-bf16": scripted(ANSWER),
         "qwen3-4b": adder,
         "all-minilm-l6-v2": embedder(),
     }
