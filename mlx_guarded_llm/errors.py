@@ -13,6 +13,7 @@
     │   │   └── DraftMismatch     a draft whose tokens mean other text than the model's
     │   ├── PullFailed            a download or an import that did not end
     │   ├── LoadFailed            MLX refused weights that looked sound
+    │   │   └── HostUnavailable   a machine that is to have a part of it cannot be used
     │   └── ModelQuarantined      the engine died of it, again and again
     ├── MemoryRefused             it cannot fit; the message has the numbers
     ├── QueueFull                 the bounded queue has no place left
@@ -248,6 +249,10 @@ class LoadFailed(ModelError):
     """
 
     retryable = True
+
+
+class HostUnavailable(LoadFailed):
+    """A machine over which the model is spread cannot be reached, or lacks something."""
 
 
 class ModelQuarantined(ModelError):

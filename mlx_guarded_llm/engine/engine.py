@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..back_end import BACK_END_HINT
 from ..errors import (
@@ -52,6 +52,9 @@ from .protocol import (
 from .thread import MLXThread, mlx_thread
 from .user_function import call_user_function
 
+if TYPE_CHECKING:
+    from .ranks.leader import Ranks
+
 logger = get_logger("engine")
 
 # Requests that arrive together should be prefilled together. So an engine that was idle, or has
@@ -61,6 +64,7 @@ _GATHER = 0.05
 _LOOK = 0.0005
 _NOT_THERE = (ImportError, SystemExit)  # a module may call sys.exit() when it is imported
 _DOCTOR = "`mlx-guarded doctor` may tell more."
+_NETWORKS = ("[ring]", "[jaccl]")  # how MLX's errors about the other ranks begin
 _HURRY = 2  # extra steps of a model that is about to produce the first token of an answer
 
 
@@ -71,6 +75,7 @@ class Engine:
         emit: takes each report, on any thread; it must not raise.
         options: see `EngineOptions`.
         observer: watches this engine only, in addition to the observer of the process.
+        ranks: other processes with which it may share models; None if it has none.
 
     Raises:
         BackendClosed: in a process that was forked after MLX was used.
@@ -81,8 +86,10 @@ class Engine:
         emit: Callable[[Report], None],
         options: EngineOptions,
         observer: Observer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._emit = emit
+        self._ranks = ranks
         self._observers = Observers(observer)
         self._options = options
         self._thread: MLXThread = mlx_thread()
@@ -96,6 +103,8 @@ class Engine:
     def send(self, command: Command) -> None:
         """Carry out a command soon. Call it from any thread; it never blocks."""
         if isinstance(command, Preparing | ReadTokenizer):
+            if self._ranks is not None and command.files.hosts is not None:
+                self._ranks.begin(command.files.hosts)  # its load will soon be due
             self._preparer.put(command)
         else:
             if isinstance(command, Cancel):
@@ -147,7 +156,7 @@ class Engine:
         try:
             residents = import_residents()  # the first import of mlx and mlx_lm in this process
             device = residents.device()
-            self._residency = residents.Residency(self._options, device)
+            self._residency = residents.Residency(self._options, device, self._ranks)
         except BaseException as error:  # a module may call sys.exit() when it is imported
             self._closed = True
             if isinstance(error, GuardedLLMError):  # an option that does not suit the device
@@ -266,7 +275,16 @@ class Engine:
         self._observers.generation_ended(request_id)
 
     def _condemn(self, resident: Any, error: Exception) -> None:
-        """After an exception a batch cannot be trusted: fail its requests and build a new one."""
+        """After an exception a batch cannot be trusted: fail its requests and build a new one.
+
+        Where other ranks have a part of the model, nobody knows how far they have come.
+        """
+        if resident.split:
+            self._observers.failed("step", resident.name)
+            text = f"{type(error).__name__}: {error}"
+            lost = str(error).startswith(_NETWORKS)
+            self._break(EngineDied(f"a step of several ranks failed ({text})."), lost=lost)
+            return
         if self._residency.condemns_process(error):
             self._observers.failed("step", resident.name)
             self._break(
@@ -288,7 +306,7 @@ class Engine:
         logger.error("the engine failed", exc_info=error)
         self._break(EngineDied(f"the engine failed ({type(error).__name__}: {error})."))
 
-    def _break(self, error: GuardedLLMError) -> None:
+    def _break(self, error: GuardedLLMError, *, lost: bool = False) -> None:
         for request_id in self._generations:
             self._observers.generation_ended(request_id)
         self._generations.clear()
@@ -296,7 +314,7 @@ class Engine:
         self._residents.clear()
         gc.collect()  # as in `_condemn`
         self._thread.remove(self)
-        self._emit(Broken(error))
+        self._emit(Broken(error, lost=lost))
 
     def _fail(
         self,

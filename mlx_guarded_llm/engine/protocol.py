@@ -299,9 +299,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Broken:
-    """The engine cannot continue; all its requests and jobs are lost."""
+    """The engine cannot continue; all its requests and jobs are lost.
+
+    Attributes:
+        lost: another rank that has a part of a model is gone.
+    """
 
     error: GuardedLLMError
+    lost: bool = False
 
 
 @dataclass(frozen=True)

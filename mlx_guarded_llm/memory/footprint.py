@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from math import ceil
 
 from ..models.architectures import module_name
 from ..models.config import text_config
+from ..models.hosts import Hosts
 from ..models.numbers import Numbers
 from ..models.spec import MOST_DRAFTED, ModelFiles
 from .cache_plan import CACHE_STEP, plan_caches
@@ -74,10 +76,13 @@ def predict(files: ModelFiles) -> Footprint:
     """Predict the footprint of a verified model. It may be wrong by a little, never by a factor.
 
     What the config does not say is estimated on the large side. The draft of a model is part of it.
+    Of a model that is spread over machines, only what this machine takes counts.
     """
     if files.spec.task == "embed":
         return _predict_encoder(files)
     own = _predict_decoder(files)
+    if files.hosts is not None:
+        return _share(own, files, files.hosts)
     if files.spec.draft is None:
         return own
     # The logits of several tokens are compared with what was drafted.
@@ -116,6 +121,29 @@ def _predict_decoder(files: ModelFiles) -> Footprint:
         activation_bytes=_activation_elements(c) * width,
         score_bytes=_score_bytes(c, width),
         logits_bytes=c.get("vocab_size", default=32000) * 2 * 4,
+    )
+
+
+def _share(whole: Footprint, files: ModelFiles, hosts: Hosts) -> Footprint:
+    """What the ranks on this machine take of a model.
+
+    Each has its part of the layers and of the KV caches, and all of the embedding and the head.
+    """
+    c = Numbers(text_config(files.config))
+    layers, ranks, here = c.get("num_hidden_layers", default=1), len(hosts), hosts.here
+    part = 1 / ranks if hosts.sharding == "tensor" else -(-layers // ranks) / layers
+    share = min(1.0, here * part)
+    head = c.get("vocab_size", default=32000) * c.hidden * files.activation_bytes * 2
+    head = min(head, whole.weight_bytes)
+    return replace(
+        whole,
+        weight_bytes=here * head + ceil((whole.weight_bytes - head) * share),
+        kv_bytes_per_token=ceil(whole.kv_bytes_per_token * share),
+        windows=tuple((kept, ceil(each * share)) for kept, each in whole.windows),
+        state_bytes=ceil(whole.state_bytes * share),
+        activation_bytes=here * whole.activation_bytes,
+        score_bytes=here * whole.score_bytes,
+        logits_bytes=here * whole.logits_bytes,
     )
 
 

@@ -10,6 +10,7 @@ The file holds one table for each name; relative folders count from the file:
     kv_group_size = 64
     context_window = 4096
     draft = "prompt"
+    hosts = ["10.0.0.1", "10.0.0.2"]
     task = "embed"
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 from ..errors import InvalidRequest
 from ..json_values import plain_scalar, shown
+from .hosts import hosts_text
 from .spec import PROMPT_LOOKUP, Task
 
 KV_BITS = (2, 4, 8)  # what mlx_lm's QuantizedKVCache packs without a remainder
@@ -48,6 +50,7 @@ class Alias:
     kv_group_size: int = 64
     context_window: int | None = None
     draft: str | None = None
+    hosts: str | None = None
     task: Task | None = None
     source: Path | None = None
 
@@ -138,7 +141,7 @@ def check_options(
             near = difflib.get_close_matches(name, _CHECKS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known options: {', '.join(_CHECKS)}."
             raise InvalidRequest(f"{where}: unknown option {name!r}.", hint=hint)
-        plain = plain_scalar(value, name)
+        plain = hosts_text(value, base) if name == "hosts" else plain_scalar(value, name)
         wanted = check(plain)
         if wanted:
             raise InvalidRequest(f"{where}: {name} is {shown(plain)}; it must be {wanted}.")
@@ -226,5 +229,6 @@ _CHECKS: Mapping[str, Callable[[object], str]] = {
     "kv_group_size": _kv_group_size,
     "context_window": _context_window,
     "draft": _draft,
+    "hosts": _text,
     "task": _task,
 }

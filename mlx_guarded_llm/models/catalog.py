@@ -100,9 +100,9 @@ class Catalog:
         Args:
             name: alias, folder, or "org/repo"; an alias in any case. Options may follow it in
                 brackets, see `naming`.
-            **options: revision, adapter_path, kv_bits, kv_group_size, context_window, draft and
-                task, which override those of the alias; None has no effect. The default task is
-                "embed" for a model on disk that can only embed, and otherwise "generate".
+            **options: revision, adapter_path, kv_bits, kv_group_size, context_window, draft,
+                hosts and task, which override those of the alias; None has no effect. The default
+                task is "embed" for a model on disk that can only embed, and otherwise "generate".
 
         Raises:
             InvalidRequest: an option is unknown, out of range or meaningless for the task.
@@ -488,6 +488,13 @@ def _check_spec(spec: ModelSpec, task: Task) -> None:
         raise InvalidRequest(
             f"{spec.name}: kv_bits, adapter_path and draft are for models that generate.",
             hint="Leave them out.",
+        )
+    together = {"adapter_path": spec.adapter_path, "draft": spec.draft}
+    if spec.hosts is not None and (task == "embed" or any(together.values())):
+        what = "an embedding model" if task == "embed" else next(k for k, v in together.items() if v)
+        raise InvalidRequest(
+            f"{spec.name}: hosts is {spec.hosts!r}, and {what} cannot be spread over machines.",
+            hint="Leave out one of them.",
         )
     if spec.draft is not None and spec.kv_bits is not None:
         raise InvalidRequest(

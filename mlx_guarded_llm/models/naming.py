@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import InvalidRequest
 from ..json_values import plain_scalar, readable, shown
+from .hosts import hosts_text
 from .spec import LOAD_OPTIONS
 
 _MAX_NAME = 4096  # no path and no repository is longer
@@ -99,12 +100,13 @@ def _read(text: str) -> dict[str, Any] | None:
 
 def _value(option: str, text: str) -> Any:
     value = json.loads(text) if text.startswith('"') else text
-    number = option not in ("revision", "adapter_path", "draft") and re.fullmatch(r"[0-9]+", value)
+    texts = ("revision", "adapter_path", "draft", "hosts")
+    number = option not in texts and re.fullmatch(r"[0-9]+", value)
     return int(value) if number else value
 
 
 def _written(key: str, value: object) -> str:
-    plain = plain_scalar(spelled(value), key)
+    plain = hosts_text(value) if key == "hosts" else plain_scalar(spelled(value), key)
     if not isinstance(plain, (str, int)):
         raise InvalidRequest(f"{key} is {shown(plain)}; it must be a text or an integer.")
     with readable(key):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from .chat import Chat
 from .files import Stamp
+from .hosts import Hosts
 
 Kind = Literal["folder", "hub", "builtin"]
 Task = Literal["generate", "embed"]
@@ -22,6 +23,7 @@ LOAD_OPTIONS = (
     "kv_group_size",
     "context_window",
     "draft",
+    "hosts",
 )
 MOST_DRAFTED = 16  # tokens that a draft proposes at once
 PROMPT_LOOKUP = "prompt"  # the draft that looks up what the prompt and the answer repeat
@@ -42,6 +44,7 @@ class ModelSpec:
         kv_group_size: how many elements share a scale in a quantised KV cache.
         context_window: overrides that of the config.
         draft: the model that drafts its answers, by name, or `PROMPT_LOOKUP`.
+        hosts: the machines over which it is spread, as `hosts` has them; None for this process.
         task: "generate" answers, or "embed" texts.
         given: the options that were given with the name or in its brackets, except those that the
             catalog has for it anyway; None if only the name was given.
@@ -56,6 +59,7 @@ class ModelSpec:
     kv_group_size: int = 64
     context_window: int | None = None
     draft: str | None = None
+    hosts: str | None = None
     task: Task = "generate"
     given: tuple[tuple[str, object], ...] | None = field(default=None, compare=False)
 
@@ -90,6 +94,7 @@ class ModelFiles:
         context_window: tokens the model can attend to.
         revision: commit of the repository it came from, or "".
         draft: of the model that drafts its answers; None without one.
+        hosts: over which it is spread; None for this process alone.
     """
 
     spec: ModelSpec
@@ -106,6 +111,7 @@ class ModelFiles:
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     chat: Chat = field(default_factory=Chat)
     draft: ModelFiles | None = None
+    hosts: Hosts | None = None
 
     @property
     def load_bytes(self) -> int:
@@ -115,6 +121,9 @@ class ModelFiles:
     @property
     def load_fingerprint(self) -> str:
         """Changes whenever anything changes that a load reads."""
+        if self.hosts is not None:
+            split = self.hosts.sharding or "any"
+            return f"{self.fingerprint}/{len(self.hosts)}-{self.hosts.here}-{split}"
         return f"{self.fingerprint}+{self.draft.fingerprint}" if self.draft else self.fingerprint
 
     @cached_property

@@ -28,6 +28,7 @@ from .files import (
     read_optional,
     stamp,
 )
+from .hosts import read_hosts
 from .safetensors import Header
 from .sizes import activation_bytes, check_sizes, embedding_rows
 from .spec import ModelFiles, ModelSpec, OnProgress, Progress
@@ -116,6 +117,7 @@ def _verify(spec: ModelSpec, folder: Path, progress: OnProgress | None) -> Model
         context_window=_window(spec, config, settings),
         revision=folder.name if spec.kind == "hub" else "",
         generation=generation,
+        hosts=None if spec.hosts is None else read_hosts(spec.hosts),
         vocabulary=embedding_rows(config, tensors),
         activation_bytes=activation_bytes(tensors),
         chat=read_chat(folder, config, generation=generation, settings=settings),

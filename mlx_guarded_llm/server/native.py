@@ -49,7 +49,7 @@ logger = get_logger("server")
 Tell = Callable[[Frame], None]
 Handler = Callable[["Asked"], Awaitable[Any]]
 
-LOCAL = ("adapter_path", "revision")  # options that only the settings may give
+LOCAL = ("adapter_path", "hosts", "revision")  # options that only the settings may give
 
 
 class Asked:

@@ -88,6 +88,9 @@ class ModelEntry(Section):
     draft: str | None = Field(
         default=None, description='Smaller model that drafts its answers, or "prompt".'
     )
+    hosts: str | tuple[str, ...] | None = Field(
+        default=None, description='Machines it is spread over: see docs/hosts.md; "local:2".'
+    )
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:

@@ -16,7 +16,7 @@ from typing import Any
 from ..engine.protocol import EngineOptions
 from ..errors import EngineDied
 
-PROTOCOL = 3  # of this module and `engine.protocol`; raised when either changes
+PROTOCOL = 4  # of this module and `engine.protocol`; raised when either changes
 MAX_FRAME = 4 * 1024**3  # bytes; real messages are far smaller, nonsense is mostly larger
 
 _HEADER = struct.Struct("!Q")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ...params import SamplingParams
 from .constraint import Constraint
@@ -31,6 +31,8 @@ class TokenSequence:
         cached: prompt tokens found in the prefix cache; set when it is inserted.
         drafted: tokens of the answer that were drafted so far.
         accepted: how many of these the model chose itself.
+        share: takes the tokens chosen here and returns those that count, where several ranks
+            compute the model; None where nobody else does.
     """
 
     request_id: str
@@ -44,6 +46,7 @@ class TokenSequence:
     cached: int = 0
     drafted: int = 0
     accepted: int = 0
+    share: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ temperature comes after them. Nothing here raises, as parameters were checked be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,19 +46,23 @@ class Row:
         seed: never None; a random one was chosen before.
         index: tokens sampled so far; a resumed request starts above 0.
         constraint: the grammar that the answer must follow, if any.
+        share: see `TokenSequence`; the same for all rows of a batch.
     """
 
     params: SamplingParams
     seed: int
     index: int = 0
     constraint: Constraint | None = None
+    share: Callable[[mx.array], mx.array] | None = None
 
     @classmethod
     def of(cls, sequence: TokenSequence) -> Row:
         """The state of a request that is about to begin or to be resumed."""
         if sequence.constraint is not None and sequence.emitted:
             sequence.constraint.feed(sequence.prompt[-sequence.emitted :])
-        return cls(sequence.params, sequence.seed, sequence.emitted, sequence.constraint)
+        return cls(
+            sequence.params, sequence.seed, sequence.emitted, sequence.constraint, sequence.share
+        )
 
     @property
     def way(self) -> Way:
@@ -121,6 +125,7 @@ class Rows:
         self.top = max((p.top_logprobs for p in params), default=0)
         self.penalised = any(map(changes_logits, params))
         self._penalties = Penalties(params) if self.penalised else None
+        self._share = self.rows[0].share if self.rows else None
         ways: dict[Way, list[int]] = {}
         for i, row in enumerate(self.rows):
             ways.setdefault(row.way, []).append(i)
@@ -168,6 +173,8 @@ class Rows:
         logits = logits.astype(mx.float32)
         total = mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens = self._tokens(logits, total)
+        if self._share is not None:
+            tokens = self._share(tokens)
         for row in self.rows:
             row.index += 1
         chosen = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total).squeeze(-1)

@@ -35,14 +35,16 @@ def load(
     slice_bytes: int,
     progress: Callable[[int, int], None],
     stop: Callable[[], bool],
+    split: Callable[[Any], None] | None = None,
 ) -> Any:
-    """Load a model and evaluate all of it.
+    """Load a model and evaluate all of it, or all of this rank's part.
 
     Args:
         files: its verified folder.
         slice_bytes: how many bytes to evaluate at once.
         progress: called after each slice, with the bytes done and the total.
         stop: called between slices; returns whether to give up.
+        split: leaves of the model only what this rank computes; None for all of it.
 
     Returns:
         The mlx-lm model, or an `Encoder`, with nothing in flight.
@@ -55,6 +57,8 @@ def load(
     encoder = open_encoder(files) if files.spec.task == "embed" else None
     model = encoder.model if encoder else _open_model(files)
     _check_types(model, files.spec)
+    if split is not None:
+        split(model)
     if on_cuda():
         fold_rows(model)
     total = max(files.weight_bytes, 1)

@@ -7,8 +7,12 @@ goes on needs its last turn only, and must not drive out another model's chat wi
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import copy
 from dataclasses import dataclass, field
+=======
+from collections.abc import Callable
+>>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
 from typing import Any
 
 import mlx.core as mx
@@ -55,14 +59,26 @@ class PrefixCaches:
         self._caches: dict[str, PrefixCache] = {}
         self._line: dict[_Entry, None] = {}  # the first to go in front
 
-    def open(self, model: str, *, max_tokens: int = UNBOUNDED) -> PrefixCache:
+    def open(
+        self,
+        model: str,
+        *,
+        max_tokens: int = UNBOUNDED,
+        agree: Callable[[int], bool] | None = None,
+    ) -> PrefixCache:
         """An empty cache for a model that was just loaded.
 
         Args:
             max_tokens: the longest prompt that can be kept, see `keepable_tokens`.
+            agree: whether every rank that computes the model has this number; None where only
+                this process does. What one of them does not have is of no use to the others.
         """
+<<<<<<< HEAD
         self.drop(model)
         self._caches[model] = PrefixCache(self, max_tokens)
+=======
+        self._caches[model] = PrefixCache(self, model, max_tokens, agree)
+>>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
         return self._caches[model]
 
     def max_tokens(self, model: str) -> int | None:
@@ -104,8 +120,19 @@ class PrefixCaches:
 class PrefixCache:
     """The kept prefixes of one model."""
 
+<<<<<<< HEAD
     def __init__(self, owner: PrefixCaches, max_tokens: int) -> None:
+=======
+    def __init__(
+        self,
+        owner: PrefixCaches,
+        model: str,
+        max_tokens: int,
+        agree: Callable[[int], bool] | None,
+    ) -> None:
+>>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
         self._owner = owner
+        self._agree = agree
         self.max_tokens = max_tokens
         self._trie = PromptTrie()
 
@@ -120,6 +147,7 @@ class PrefixCache:
         At least one token is left, since decoding starts from one. The copy shares its arrays with
         what is kept until it is written to.
         """
+<<<<<<< HEAD
         within = tokens[:-1]
         found = self._trie.search(None, within)
         longer, shorter = self._at(found.exact or found.longer), self._at(found.shorter)
@@ -129,6 +157,14 @@ class PrefixCache:
         if shorter is not None and len(shorter.tokens) >= held:
             longer, held = shorter, len(shorter.tokens)
         if longer is None or not held:
+=======
+        cache, rest = self._lru.fetch_nearest_cache(self._model, tokens)
+        if cache is None or not rest:
+            cache, rest = None, tokens
+        if self._agree is not None and not self._agree(len(rest)):
+            return None, tokens
+        if cache is None:
+>>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
             return None, tokens
         self._owner.used(longer)
         cache = copy.deepcopy(longer.cache)

@@ -18,6 +18,8 @@ from ..decode.decoder import Decoder, Update
 from ..decode.encoder import Embedded, Encoder, EncoderBatch
 from ..decode.sequential import SequentialDecoder
 from ..protocol import EngineOptions
+from ..ranks.group import Group
+from ..ranks.leader import Leader, Ranks, no_ranks
 from . import loading
 from .cache_growth import keep_own_attention
 from .device import on_cuda
@@ -40,6 +42,8 @@ class Resident:
         build: makes a fresh decoder for it.
         prefix_tokens: length of the longest prompt whose KV cache is kept; None for any.
         undrafted: why its draft is not used; "" if it is, or there is none.
+        here: how many processes of this machine have a part of it; 1 if no other has one.
+        split: other ranks have a part of it.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Resident:
     decoder: Decoder | EncoderBatch
     prefix_tokens: int | None = None
     undrafted: str = ""
+    here: int = 1
+    split: bool = False
     peak_bytes: int = 0
     reported_bytes: int = 0
 
@@ -60,7 +66,7 @@ class Resident:
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         updates: Sequence[Update | Embedded] = self.decoder.step(beside=beside)
-        self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory() - before)
+        self.peak_bytes = max(self.peak_bytes, self.here * (mx.get_peak_memory() - before))
         return updates
 
     def rebuild(self) -> None:
@@ -78,6 +84,7 @@ class Residency:
     Args:
         options: of the engine.
         device: what `device()` returned.
+        ranks: the processes with which it may share models, as rank 0; None if it has none.
 
     Attributes:
         wired_bytes: see `wire_memory`.
@@ -89,7 +96,9 @@ class Residency:
     condemns_process = staticmethod(loading.condemns_process)
     out_of_memory = staticmethod(loading.out_of_memory)
 
-    def __init__(self, options: EngineOptions, device: Mapping[str, Any]) -> None:
+    def __init__(
+        self, options: EngineOptions, device: Mapping[str, Any], ranks: Ranks | None = None
+    ) -> None:
         self._options = options
         if on_cuda():
             keep_own_attention()
@@ -101,6 +110,7 @@ class Residency:
             prefill_step_size=options.prefill_step_size,
         )
         self.prefixes = PrefixCaches(self.limits.prefix_cache_bytes)
+        self._leader = Leader(ranks, options, self.limits) if ranks is not None else None
 
     def synchronize(self) -> None:
         """Wait until nothing is in flight."""
@@ -124,7 +134,7 @@ class Residency:
         before = mx.get_active_memory()
         done = 0
 
-        def load(part: ModelFiles) -> Any:
+        def load(part: ModelFiles, split: Callable[[Any], None] | None = None) -> Any:
             nonlocal done
             base = done
             done += part.weight_bytes
@@ -133,23 +143,22 @@ class Residency:
                 slice_bytes=self._options.load_slice_bytes,
                 progress=lambda n, _: progress(base + n, files.load_bytes),
                 stop=stop,
+                split=split,
             )
 
         try:
             own = tokenizer(name, files)
             if files.draft is not None:
                 check_tokens(own, tokenizer(draft_name(name), files.draft), files)
-            model = load(files)
-            build, undrafted = self._builder(model, own, name, files, load)
-            decoder = build()
-            resident = Resident(
-                name,
-                mx.get_active_memory() - before,
-                build,
-                decoder,
-                prefix_tokens=self.prefixes.max_tokens(name),
-                undrafted=undrafted,
-            )
+            leader = None if files.hosts is None else self._led(name)
+            if leader is None:
+                model, group, others = load(files), None, 0
+            else:
+                ends = frozenset(own.eos_token_ids)
+                model = load(files, lambda whole: leader.split(name, files, ends, whole))
+                others, group = leader.read(name), leader.group
+            resident = self.adopt(name, model, own, files, load=load, group=group)
+            resident.nbytes = mx.get_active_memory() - before + others
         except loading.GivenUp:
             error: GuardedLLMError = BackendClosed(f"the load of {name} was given up at exit.")
         except GuardedLLMError as known:
@@ -157,18 +166,60 @@ class Residency:
         except Exception as unknown:
             error = loading.load_error(unknown, files)
         else:
-            if undrafted:
-                logger.warning("%s is loaded without its draft: %s", name, undrafted)
+            if resident.undrafted:
+                logger.warning("%s is loaded without its draft: %s", name, resident.undrafted)
             return resident, None
-        model = build = decoder = None  # type: ignore[assignment]  # these are the last references
+        model = resident = None  # type: ignore[assignment]  # these are the last references
+        if self._leader is not None:
+            self._leader.drop(name)
         release()
         self._forget(name)
         return None, error
+
+    def adopt(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        files: ModelFiles,
+        *,
+        load: Callable[[ModelFiles], Any],
+        group: Group | None,
+    ) -> Resident:
+        """A model that is in memory, with its first batch.
+
+        Args:
+            tokenizer: of the model, or what has its `eos_token_ids`.
+            load: loads its draft.
+            group: the ranks of which each has a part of the model; None for the whole model.
+
+        Raises:
+            GuardedLLMError: it cannot be used as it was asked for.
+        """
+        build, undrafted = self._builder(model, tokenizer, name, files, load, group)
+        decoder = build()
+        return Resident(
+            name,
+            0,
+            build,
+            decoder,
+            prefix_tokens=self.prefixes.max_tokens(name),
+            undrafted=undrafted,
+            here=files.hosts.here if files.hosts is not None else 1,
+            split=group is not None,
+        )
+
+    def _led(self, name: str) -> Leader:
+        if self._leader is None:
+            raise no_ranks(name)
+        return self._leader
 
     def release(self, resident: Resident) -> int:
         """Drop a model and free its memory. Returns the bytes freed."""
         before = mx.get_active_memory()
         resident.clear()
+        if self._leader is not None:
+            self._leader.drop(resident.name)
         self._forget(resident.name)
         release()
         freed = int(before - mx.get_active_memory())
@@ -189,6 +240,7 @@ class Residency:
         name: str,
         files: ModelFiles,
         load: Callable[[ModelFiles], Any],
+        group: Group | None,
     ) -> tuple[Callable[[], Decoder | EncoderBatch], str]:
         """What makes its decoders, and why its draft is not used."""
         spec = files.spec
@@ -202,6 +254,8 @@ class Residency:
         whole = spec.kv_bits is None  # quantised caches can be neither merged nor kept
         together = whole and batchable(model)
         kept = keepable_tokens(model) if whole and self.prefixes.max_bytes else 0
+        if group is not None:
+            kept = group.alike(model, files, together=together, kept=kept)
         drafts = drafting(
             model,
             files,
@@ -212,8 +266,9 @@ class Residency:
             chunk=self.limits.prefill_step_size,
         )
 
-        def build() -> Decoder:
-            prefix = self.prefixes.open(name, max_tokens=kept)
+        def decoder() -> Decoder:
+            agree = None if group is None else group.agree
+            prefix = self.prefixes.open(name, max_tokens=kept, agree=agree)
             if together:
                 return ContinuousBatch(
                     model,
@@ -232,7 +287,10 @@ class Residency:
                 kv_group_size=spec.kv_group_size,
             )
 
-        return build, drafts.unusable
+        if group is None or group.rank:
+            return decoder, drafts.unusable
+        leader = self._led(name)
+        return lambda: leader.decoder(name, decoder()), drafts.unusable
 
 
 def device() -> dict[str, Any]:

@@ -12,21 +12,27 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...engine.engine import Engine
 from ...engine.importing import import_residents
 from ...engine.protocol import Broken, Delta, FirstToken, JobEnded, Report
 from ...engine.thread import mlx_thread
+from ...errors import GuardedLLMError
 from ...logs import handle_at_once
 from ...version import __version__
 from ..pickling import pack_outcome
 from ..status_page import StatusWriter
 from ..wire import PROTOCOL, FrameReader, Hello, Imported, Logged, Welcome, greeting
 from .outbox import Outbox
+from .ranks import StartedRanks
 
 CONDEMNED = 70  # exit status after an error of MLX that spoils all later results
 BROKEN = 71  # exit status after an error that leaves no other way to tell
+
+_RANKS_GRACE = 5.0  # seconds for other ranks to free their memory
+_ROOT = Path(__file__).parents[3]
 
 
 class Serving:
@@ -48,6 +54,7 @@ class Serving:
         self._socket = sock
         self._status = status
         self._engine: Engine | None = None
+        self._ranks: StartedRanks | None = None
         hello = Hello(
             protocol=PROTOCOL,
             version=__version__,
@@ -73,7 +80,9 @@ class Serving:
         # Not before MLX is imported: it is a namespace package, and any folder of that name on
         # the path would shadow it.
         mlx_thread().post(lambda: _look_in(welcome.sys_path))
-        self._engine = Engine(self._emit, welcome.options, self._status)
+        path = "\n".join([str(_ROOT), *sys.path, *welcome.sys_path])
+        self._ranks = StartedRanks(path, welcome.options.prepare_timeout, self._rank_lost)
+        self._engine = Engine(self._emit, welcome.options, self._status, self._ranks)
         mlx_thread().post(lambda: mlx_thread().add(_Flusher(self._outbox)))
         for command in messages:
             self._engine.send(command)
@@ -83,6 +92,8 @@ class Serving:
         if self._engine is not None:
             self._engine.close()
         atexit._run_exitfuncs()  # ends the MLX thread, in a minute at most
+        if self._ranks is not None:
+            self._ranks.stop(_RANKS_GRACE)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -111,6 +122,13 @@ class Serving:
         if isinstance(report, Broken):
             self.exit_code = CONDEMNED
             self._socket.shutdown(socket.SHUT_RD)  # `serve` comes to its end
+
+    def _rank_lost(self, error: GuardedLLMError, outside: bool) -> None:
+        """Another rank is gone, and with it a part of a model. On another thread."""
+        if self.unasked:
+            return
+        self._emit(Broken(error, lost=outside))
+        self.unasked = True  # its requests go on in the next engine
 
     def _unsendable(self, error: Exception) -> None:
         traceback.print_exception(error)

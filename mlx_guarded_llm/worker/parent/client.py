@@ -86,6 +86,7 @@ class WorkerEngine:
         self._ready = False
         self._failure: GuardedLLMError | None = None  # another process would fail in the same way
         self._condemned = ""
+        self._rank_lost = False
         self._hung = ""
         self._look_at = 0.0
         self._kill_at: float | None = None
@@ -168,6 +169,7 @@ class WorkerEngine:
             self._fail(message.error)
         elif isinstance(message, Broken):
             self._condemned = str(message.error)
+            self._rank_lost = message.lost
             self._kill_in(LEAVE_GRACE)  # it leaves by itself, sooner
         elif isinstance(message, JobEnded):
             self._emit(unpack_outcome(message))
@@ -270,6 +272,7 @@ class WorkerEngine:
             stderr=process.output.stderr,
             lived=time.monotonic() - process.began,
             condemned=self._condemned,
+            rank_lost=self._rank_lost,
             hung=self._hung,
             oom_kills=oom_kills() - self._oom_kills,
             started=self._ready,

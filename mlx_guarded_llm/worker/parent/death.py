@@ -11,7 +11,8 @@ from ..status_page import Preparation, WorkerStatus
 from .stderr_excerpt import stderr_excerpt
 
 Cause = Literal[
-    "abort", "segfault", "killed", "out_of_memory", "condemned", "hung", "exit", "not_started"
+    "abort", "segfault", "killed", "out_of_memory", "condemned", "hung", "exit", "not_started",
+    "rank_lost",
 ]
 
 
@@ -24,8 +25,9 @@ class Death:
             SIGTRAP, SIGSYS), "killed" (SIGKILL or another signal from outside),
             "out_of_memory" (killed by the kernel for memory, or ended by itself and its
             stderr mentions memory), "condemned" (MLX's results cannot be trusted any more),
-            "hung" (no progress; we ended it), "exit" (it left by itself), or
-            "not_started" (it never got as far as MLX).
+            "hung" (no progress; we ended it), "exit" (it left by itself), "rank_lost" (a process
+            on another machine that had a part of the model is gone), or "not_started" (it never
+            got as far as MLX).
         text: the cause in one sentence, with the process id and what the worker was doing.
         pid: of the worker.
         code: exit status as `subprocess` gives it; a signal is negative.
@@ -55,6 +57,7 @@ class Death:
             "condemned": "an MLX error that spoils all later results",
             "hung": "no progress",
             "not_started": "it did not start",
+            "rank_lost": "another rank was lost",
         }.get(self.cause) or _status(self.code)
         return f"{how} while {_DOING[self.work].split()[0]}" if self.work else how
 
@@ -109,6 +112,7 @@ def read_death(
     stderr: str,
     lived: float,
     condemned: str = "",
+    rank_lost: bool = False,
     hung: str = "",
     oom_kills: int = 0,
     started: bool,
@@ -123,6 +127,7 @@ def read_death(
         stderr: the last of what it wrote there.
         lived: seconds since it was started.
         condemned: the error after which we ended it, or "".
+        rank_lost: that error says that another rank is gone.
         hung: what `Watchdog.look` said before we ended it, or "".
         oom_kills: how many more kills for memory the kernel counts than when it started.
         started: it got as far as MLX.
@@ -140,6 +145,8 @@ def read_death(
     cause: Cause
     if hung:
         cause, how = "hung", f"stood still and was ended: {hung}"
+    elif rank_lost:
+        cause, how = "rank_lost", f"was ended{meanwhile}: {condemned}"
     elif condemned:
         cause, how = "condemned", f"was ended{meanwhile}, after an error of MLX: {condemned}"
     elif code == -signal.SIGKILL and oom_kills > 0:

@@ -1,0 +1,143 @@
+"""The group of ranks in MLX. Used on the MLX thread only; it imports mlx."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
+
+from ...errors import ModelUnsupported
+from ...models.config import text_config
+from ...models.numbers import Numbers
+from ...models.spec import ModelFiles
+
+
+class Group:
+    """The ranks, as one of them sees them.
+
+    Args:
+        group: what `mlx.core.distributed.init` returned.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.rank: int = group.rank()
+        self.size: int = group.size()
+
+    @classmethod
+    def join(cls, network: str, variables: Mapping[str, str], files: Mapping[str, str]) -> Group:
+        """Join the group, together with all other ranks. It waits for them.
+
+        Args:
+            network: what MLX calls the distributed backend.
+            variables: of the environment.
+            files: the contents of files, by the variable that has the file's name.
+
+        Raises:
+            RuntimeError: MLX cannot connect them.
+        """
+        with ExitStack() as stack:
+            for name, content in files.items():
+                file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
+                file.write(content)
+                file.flush()
+                os.environ[name] = file.name
+            os.environ.update(variables)
+            backend = "jaccl" if network == "jaccl-ring" else network
+            return cls(mx.distributed.init(strict=True, backend=backend))
+
+    def share(self, tokens: mx.array) -> mx.array:
+        """The tokens that rank 0 has, at every rank. Lazy, like all of MLX.
+
+        Not every network adds up in the same order at every rank, so that the logits of two
+        ranks may differ in the last bit. And only rank 0 knows the grammars.
+        """
+        own = tokens if self.rank == 0 else mx.zeros_like(tokens)
+        return mx.distributed.all_sum(own, group=self._group)
+
+    def agree(self, number: int) -> bool:
+        """Whether all ranks say the same number. Every rank must ask at the same moment."""
+        both = mx.distributed.all_max(mx.array([number, -number]), group=self._group)
+        values: Any = both.tolist()
+        most, negated = values
+        return bool(most == -negated)
+
+    def alike(self, model: Any, files: ModelFiles, *, together: bool, kept: int) -> int:
+        """Make sure that all ranks treat the caches of a model alike; its parts may differ.
+
+        Args:
+            together: whether this rank would decode its requests as one batch.
+            kept: the longest prompt that this rank would keep, in tokens.
+
+        Returns:
+            The longest prompt that is kept: 0 if the ranks differ.
+
+        Raises:
+            ModelUnsupported: the ranks would not take the same steps.
+        """
+        cuts = can_trim_prompt_cache(make_prompt_cache(model))
+        if not self.agree(2 * together + cuts):
+            raise _unsupported(files, "has layers of several kinds, in which its parts differ")
+        return kept if self.agree(min(kept, 2**30)) else 0
+
+    def split(self, model: Any, files: ModelFiles) -> None:
+        """Leave of a model only what this rank computes. Its weights must not be evaluated yet.
+
+        Raises:
+            ModelUnsupported: its architecture, or its size, cannot be split like this.
+        """
+        way = sharding(model, files, self.size)
+        try:
+            if way == "tensor":
+                model.shard(self._group)
+            else:
+                model.model.pipeline(self._group)
+        except ValueError as error:
+            raise _unsupported(files, f"cannot be split into {self.size} parts ({error})") from None
+        kind = type(model)
+        # Whatever is known of the architecture as a whole need not hold for its parts.
+        model.__class__ = type(f"Split{kind.__name__}", (kind,), {"__module__": kind.__module__})
+
+
+def sharding(model: Any, files: ModelFiles, ranks: int) -> Literal["tensor", "pipeline"]:
+    """How a model can be split, as `mlx_lm.utils.sharded_load` decides it.
+
+    By tensors if its architecture has `shard` and its heads can be divided; else by layers.
+
+    Raises:
+        ModelUnsupported: neither, or not in the way that was asked for.
+    """
+    wanted = files.hosts.sharding if files.hosts is not None else None
+    c = Numbers(text_config(files.config))
+    heads = (c.heads, c.heads if c.get("kv_lora_rank", default=0) else c.kv_heads)
+    whole = not any(count % ranks for count in heads)
+    can = {
+        "tensor": hasattr(model, "shard"),
+        "pipeline": hasattr(getattr(model, "model", None), "pipeline"),
+    }
+    architecture = type(model).__module__.rpartition(".")[2]
+    if not any(can.values()):
+        raise _unsupported(files, f"cannot be split: mlx-lm's {architecture} has no shard and "
+                           "no pipeline")  # fmt: skip
+    if wanted is not None and not can[wanted]:
+        raise _unsupported(files, f"cannot be split by {wanted}: mlx-lm's {architecture} has no "
+                           f"{'shard' if wanted == 'tensor' else wanted}")  # fmt: skip
+    if can["tensor"] and wanted != "pipeline" and whole:
+        return "tensor"
+    if can["pipeline"] and wanted != "tensor":
+        return "pipeline"
+    raise _unsupported(files, f"has {heads[0]} heads and {heads[1]} of keys and values, which "
+                       f"{ranks} ranks cannot share evenly")  # fmt: skip
+
+
+def _unsupported(files: ModelFiles, why: str) -> ModelUnsupported:
+    return ModelUnsupported(
+        f"{files.spec.name} {why}.",
+        hint="Load it without hosts, or on another number of machines.",
+    )

@@ -1,0 +1,253 @@
+"""Rank 0's side: it tells the others what it is about to do. It runs on the MLX thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ...errors import GuardedLLMError, InvalidRequest
+from ...memory.budget import MemoryLimits
+from ...models.hosts import Hosts
+from ...models.spec import ModelFiles
+from ...params import SamplingParams
+from ..decode.constraint import Constraint
+from ..decode.decoder import Decoder, TokenSequence, Update
+from ..protocol import EngineOptions
+from .group import Group, sharding
+from .orders import Build, Done, Drop, Form, Insert, Join, Order, Reach, Read, Remove, Step
+from .reach import Listening, free_ports, reach
+
+_PLAIN = SamplingParams(temperature=0.0)  # rank 0 chooses the tokens, whatever the others think
+
+
+class Ranks(Protocol):
+    """The processes of the other ranks."""
+
+    def begin(self, hosts: Hosts) -> None:
+        """Start them soon, unless they were. From any thread; never blocks."""
+
+    def ready(self, hosts: Hosts) -> None:
+        """Wait until all of them run.
+
+        Raises:
+            HostUnavailable: one cannot be started, or not in time.
+        """
+
+    def tell(self, *orders: Order) -> None:
+        """Give all of them an order, or each its own, in the order of their ranks."""
+
+    def answers(self, seconds: float | None) -> list[Done]:
+        """The answer of each to the last order.
+
+        Raises:
+            HostUnavailable: one did not answer in this many seconds, or is gone.
+        """
+
+    def formed(self) -> None:
+        """They are a group: from now on the end of one is the end of the engine."""
+
+    def end(self) -> None:
+        """End them all."""
+
+
+class Leader:
+    """The group of an engine, from the first load that needs it to the engine's end.
+
+    MLX has one group in a process. So all models of an engine that have `hosts` have the same.
+
+    Args:
+        ranks: the other ranks' processes.
+        options: of the engine.
+        limits: the engine's.
+
+    Attributes:
+        group: None until it is formed.
+    """
+
+    def __init__(self, ranks: Ranks, options: EngineOptions, limits: MemoryLimits) -> None:
+        self._ranks = ranks
+        self._patience = options.prepare_timeout
+        self._options = replace(
+            options,
+            prefill_step_size=limits.prefill_step_size,
+            prefix_cache_bytes=limits.prefix_cache_bytes,
+            memory_budget=None,
+        )
+        self._hosts: Hosts | None = None
+        self.group: Group | None = None
+        self._models: set[str] = set()  # that the others have, or read
+
+    def form(self, hosts: Hosts) -> Group:
+        """The group; the first time, it is formed.
+
+        Raises:
+            HostUnavailable: a rank cannot be started, or cannot reach the next one.
+            InvalidRequest: the group has other hosts already.
+        """
+        if self.group is not None and self._hosts is not None:
+            if replace(hosts, sharding=self._hosts.sharding) != self._hosts:
+                raise InvalidRequest(
+                    f"hosts is {hosts}; the models of this backend are spread over {self._hosts}.",
+                    hint="An engine has one group: use another Backend, or the same hosts.",
+                )
+            return self.group
+        self._ranks.ready(hosts)
+        try:
+            self.group = self._form(hosts)
+        except BaseException:
+            self._ranks.end()
+            raise
+        self._hosts = hosts
+        self._ranks.formed()
+        return self.group
+
+    def _form(self, hosts: Hosts) -> Group:
+        forms = make_forms(hosts, self._options)
+        own, *others = forms
+        self._ranks.tell(*others)
+        listening = Listening(own.listen)
+        try:
+            self._check(self._ranks.answers(self._patience))
+            self._ranks.tell(Reach())
+            reach(own.reach)
+            self._check(self._ranks.answers(self._patience))
+        finally:
+            listening.close()
+        self._ranks.tell(Join())
+        group = Group.join(own.network, own.variables, own.files)
+        self._check(self._ranks.answers(self._patience))
+        return group
+
+    def split(self, name: str, files: ModelFiles, ends: frozenset[int], model: Any) -> None:
+        """Leave of a model what rank 0 computes, and have the other ranks read their parts.
+
+        Args:
+            ends: ids of the tokens that end an answer.
+            model: whole, and not evaluated.
+
+        Raises:
+            GuardedLLMError: it cannot be split, or there is no group.
+        """
+        assert files.hosts is not None
+        sharding(model, files, len(files.hosts))  # before anything is started for it
+        group = self.form(files.hosts)
+        self._models.add(name)
+        self._ranks.tell(Read(name, files, ends))
+        group.split(model, files)
+
+    def read(self, name: str) -> int:
+        """Rank 0 has its part. Waits for the others, and has each make its batch.
+
+        Returns:
+            The bytes that the others on this machine take.
+
+        Raises:
+            GuardedLLMError: one of them failed.
+        """
+        answers = self._ranks.answers(None)  # the watchdog looks after that
+        self._check(answers)
+        self._ranks.tell(Build(name))
+        return sum(answer.nbytes for answer in answers)
+
+    def drop(self, name: str) -> None:
+        """Have the others free a model, if they have it."""
+        if name in self._models:
+            self._models.discard(name)
+            self._ranks.tell(Drop(name))
+
+    def decoder(self, name: str, decoder: Decoder) -> Decoder:
+        """A decoder that has the other ranks do what it does."""
+        assert self.group is not None
+        return _Leading(name, decoder, self._ranks.tell, self.group)
+
+    def _check(self, answers: list[Done]) -> None:
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+
+
+class _Leading:
+    """See `Leader.decoder`."""
+
+    def __init__(
+        self, name: str, decoder: Decoder, tell: Callable[[Order], None], group: Group
+    ) -> None:
+        self._name = name
+        self._decoder = decoder
+        self._tell = tell
+        self._group = group
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    @property
+    def begins(self) -> bool:
+        """See `Decoder.begins`."""
+        return self._decoder.begins
+
+    def insert(self, sequence: TokenSequence) -> int:
+        """See `Decoder.insert`."""
+        free = None if sequence.constraint is None else Constraint(None, vocabulary=0)
+        told = replace(sequence, params=_PLAIN, constraint=free, share=None)
+        self._tell(Insert(self._name, told))
+        sequence.share = self._group.share
+        return self._decoder.insert(sequence)
+
+    def remove(self, request_id: str) -> None:
+        """See `Decoder.remove`."""
+        self._tell(Remove(self._name, request_id))
+        self._decoder.remove(request_id)
+
+    def step(self, *, beside: bool = False) -> list[Update]:
+        """See `Decoder.step`."""
+        self._tell(Step(self._name, beside))
+        return self._decoder.step(beside=beside)
+
+
+def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
+    """What each rank needs to know of the group, as `mlx.launch` tells it."""
+    variables = dict(hosts.variables)
+    if hosts.network == "ring":
+        addresses = _ring_addresses(hosts)
+        ring = [[f"{ip}:{port}" for ip, port in each] for each in addresses]
+        files = {"MLX_HOSTFILE": json.dumps(ring)}
+    else:
+        addresses = [() for _ in hosts.hosts]
+        files = {"MLX_IBV_DEVICES": json.dumps([host.rdma for host in hosts.hosts])}
+        first = hosts.hosts[0].ips[0]
+        variables["MLX_JACCL_COORDINATOR"] = f"{first}:{free_ports(first, 1)[0]}"
+        if hosts.network == "jaccl-ring":
+            variables["MLX_JACCL_RING"] = "1"
+    first_name = hosts.hosts[0].ssh
+    return [
+        Form(
+            rank=rank,
+            options=options,
+            network=hosts.network,
+            variables={**variables, "MLX_RANK": str(rank)},
+            files=files,
+            listen=addresses[rank],
+            reach=addresses[(rank + 1) % len(hosts)],
+            here=host.local or host.ssh == first_name,
+        )
+        for rank, host in enumerate(hosts.hosts)
+    ]
+
+
+def _ring_addresses(hosts: Hosts) -> list[tuple[tuple[str, int], ...]]:
+    """An address for each ip of each rank, at ports that are free on this machine."""
+    ips = [host.ips for host in hosts.hosts]
+    ports = iter(free_ports(ips[0][0], sum(map(len, ips))))
+    return [tuple((ip, next(ports)) for ip in each) for each in ips]
+
+
+
+
+def no_ranks(name: str) -> GuardedLLMError:
+    """The error where the engine has no process of its own."""
+    return InvalidRequest(
+        f'{name} has hosts, which isolation="thread" does not allow.',
+        hint='Use isolation="process": the death of another machine would end this program.',
+    )

@@ -1,0 +1,292 @@
+"""The other ranks of a group: their processes, started and ended by the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...engine.ranks.orders import Done, Order
+from ...errors import EngineDied, GuardedLLMError, HostUnavailable
+from ...logs import get_logger
+from ...models.hosts import Host, Hosts
+from ...version import __version__
+from ..wire import PROTOCOL, FrameReader, frame, read_greeting
+
+logger = get_logger("worker")
+
+_PROGRAM = Path(__file__).with_name("__main__.py")
+_MODULE = "mlx_guarded_llm.worker.rank"
+_CONNECT = 10  # seconds for ssh to connect
+_KEPT = 4096  # bytes of stderr
+_LAST = 1.0  # seconds for reading the last that it wrote
+_LEFT = object()  # what its queue gets when it is gone
+# Exit statuses that say nothing about the model: ended from outside, or ssh lost the connection.
+_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM, 255)
+
+
+class RankProcess:
+    """One other rank, behind a pipe in each direction.
+
+    Its stdin is the pipe of orders: at its end it stops. So it outlives neither this process nor
+    an `ssh` in between.
+
+    Args:
+        rank: its number.
+        host: where it runs.
+        path: where this process finds its package, and other modules.
+        gone: called on another thread when it ended and nobody asked for that.
+
+    Raises:
+        HostUnavailable: there is no way to start it.
+    """
+
+    def __init__(
+        self, rank: int, host: Host, path: str, gone: Callable[[RankProcess], None]
+    ) -> None:
+        self.rank = rank
+        self.host = host
+        self.asked = False
+        self._gone = gone
+        self._stderr = b""
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        try:
+            self._popen = subprocess.Popen(
+                _command(host),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=os.environ | {"MLX_GUARDED_WORKER_PATH": path} if host.local else None,
+            )
+        except OSError as error:
+            raise HostUnavailable(
+                f"{self} cannot be started: {error}.", hint="Is ssh installed?"
+            ) from None
+        self._reading = [self._thread(self._read_stderr), self._thread(self._read_answers)]
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host.ssh}"
+
+    def tell(self, order: Order) -> None:
+        """Send an order. If the process is gone, `gone` is told."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            data = memoryview(frame([order]))
+            while data:
+                data = data[self._popen.stdin.write(data) :]
+
+    def answer(self, until: float | None) -> Any:
+        """The next thing that it says.
+
+        Raises:
+            HostUnavailable: it is gone, or `until` (of `time.monotonic()`) is over.
+        """
+        try:
+            wait = None if until is None else max(0.0, until - time.monotonic())
+            found = self._answers.get(timeout=wait)
+        except queue.Empty:
+            raise self._unavailable("did not answer in time") from None
+        if found is _LEFT:
+            self._answers.put(_LEFT)
+            raise self._unavailable(self.ending)
+        return found
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        code = self._popen.poll()
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return f"was ended by {signal.Signals(-code).name}"
+        return f"left with status {code}"
+
+    @property
+    def outside(self) -> bool:
+        """It was ended from outside, or its machine cannot be reached any more."""
+        return self._popen.poll() in _OUTSIDE
+
+    @property
+    def excerpt(self) -> str:
+        """The last lines that it wrote to stderr."""
+        lines = self._stderr.decode(errors="replace").strip().splitlines()
+        return " / ".join(line.strip() for line in lines[-3:])
+
+    def hang_up(self) -> None:
+        """Tell it to stop."""
+        self.asked = True
+        with contextlib.suppress(OSError):
+            if self._popen.stdin is not None:
+                self._popen.stdin.close()
+
+    def end(self, grace: float) -> None:
+        """Stop it; it is gone when this returns."""
+        self.hang_up()
+        try:
+            self._popen.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    def _unavailable(self, what: str) -> HostUnavailable:
+        text = f"{self} {what}."
+        if self.excerpt:
+            text += f" It wrote: {self.excerpt}"
+        return HostUnavailable(
+            text,
+            hint=""
+            if self.host.local
+            else f"Try `ssh {self.host.ssh} {shlex.quote(self.host.python or sys.executable)} "
+            f"-m {_MODULE} --version`.",
+        )
+
+    def _thread(self, target: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=target, name=f"mlx-guarded-rank-{self.rank}", daemon=True)
+        thread.start()
+        return thread
+
+    def _read_stderr(self) -> None:
+        assert self._popen.stderr is not None
+        while data := self._popen.stderr.read(4096):
+            self._stderr = (self._stderr + data)[-_KEPT:]
+            sys.stderr.write(data.decode(errors="replace"))
+
+    def _read_answers(self) -> None:
+        reader = FrameReader()
+        assert self._popen.stdout is not None
+        try:
+            while data := self._popen.stdout.read(65536):
+                for message in reader.feed(data):
+                    self._answers.put(message)
+        except EngineDied as error:
+            logger.error("%s: %s", self, error)
+            self._popen.kill()
+        self._popen.wait()
+        self._reading[0].join(_LAST)
+        self._answers.put(_LEFT)
+        if not self.asked:
+            self._gone(self)
+
+
+class StartedRanks:
+    """Starts the other ranks, and speaks with all of them; `engine.ranks.leader.Ranks`.
+
+    Args:
+        path: see `RankProcess`.
+        patience: seconds in which all of them must run.
+        lost: called on another thread, with the reason and whether the model may be to blame,
+            when a rank ends after they are a group.
+    """
+
+    def __init__(
+        self, path: str, patience: float, lost: Callable[[GuardedLLMError, bool], None]
+    ) -> None:
+        self._path = path
+        self._patience = patience
+        self._lost = lost
+        self._lock = threading.Lock()  # of the next four
+        self._hosts: tuple[Host, ...] = ()
+        self._ranks: list[RankProcess] = []
+        self._until = 0.0
+        self._failure: HostUnavailable | None = None
+        self._formed = False
+
+    def begin(self, hosts: Hosts) -> None:
+        """See `Ranks.begin`."""
+        with self._lock:
+            if self._hosts:
+                return
+            self._hosts = hosts.hosts
+            self._until = time.monotonic() + self._patience
+            self._failure = None
+            try:
+                for rank, host in enumerate(hosts.hosts[1:], start=1):
+                    self._ranks.append(RankProcess(rank, host, self._path, self._gone))
+            except HostUnavailable as error:
+                self._failure = error
+
+    def ready(self, hosts: Hosts) -> None:
+        """See `Ranks.ready`."""
+        if self._hosts and self._hosts != hosts.hosts:
+            self.end()  # they were to be a group with others, and never were
+        self.begin(hosts)
+        try:
+            if self._failure is not None:
+                raise self._failure
+            for rank in self._ranks:
+                _check_version(rank, rank.answer(self._until))
+            for rank in self._ranks:
+                self._check(rank.answer(self._until))  # it has imported MLX
+        except GuardedLLMError:
+            self.end()
+            raise
+
+    def tell(self, *orders: Order) -> None:
+        """See `Ranks.tell`."""
+        for i, rank in enumerate(self._ranks):
+            rank.tell(orders[0] if len(orders) == 1 else orders[i])
+
+    def answers(self, seconds: float | None) -> list[Done]:
+        """See `Ranks.answers`."""
+        until = None if seconds is None else time.monotonic() + seconds
+        return [rank.answer(until) for rank in self._ranks]
+
+    def formed(self) -> None:
+        """See `Ranks.formed`."""
+        self._formed = True
+
+    def end(self) -> None:
+        """See `Ranks.end`."""
+        with self._lock:
+            ranks, self._ranks, self._hosts = self._ranks, [], ()
+        for rank in ranks:
+            rank.hang_up()
+        for rank in ranks:
+            rank.end(_LAST)
+
+    def stop(self, grace: float) -> None:
+        """The engine has ended: end them, and wait for that."""
+        self._formed = False
+        with self._lock:
+            ranks = tuple(self._ranks)
+        for rank in ranks:
+            rank.hang_up()
+        for rank in ranks:
+            rank.end(grace)
+
+    def _check(self, done: Done) -> None:
+        if done.error is not None:
+            raise done.error
+
+    def _gone(self, rank: RankProcess) -> None:
+        if self._formed:
+            text = f"{rank}, which has a part of the model, {rank.ending}."
+            self._lost(EngineDied(f"{text} {rank.excerpt}".strip()), rank.outside)
+
+
+def _check_version(rank: RankProcess, message: Any) -> None:
+    hello = read_greeting(message)
+    if (hello.version, hello.protocol) != (__version__, PROTOCOL):
+        raise HostUnavailable(
+            f"{rank} has mlx-guarded-llm {hello.version}, and this machine {__version__}.",
+            hint="Install the same version on every machine.",
+        )
+
+
+def _command(host: Host) -> Sequence[str]:
+    python = host.python or sys.executable
+    if host.local:
+        return [python, "-P", "-u", "-X", "faulthandler", str(_PROGRAM), "rank"]
+    options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT}"]
+    options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+    run = [python, "-u", "-X", "faulthandler", "-m", _MODULE]
+    return ["ssh", *options, host.ssh, shlex.join(run)]
