@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..back_end import BACK_END_HINT
 from ..errors import (
@@ -49,11 +49,9 @@ from .protocol import (
     Stopped,
     Unload,
 )
+from .ranks.ranks import Ranks, no_ranks
 from .thread import MLXThread, mlx_thread
 from .user_function import call_user_function
-
-if TYPE_CHECKING:
-    from .ranks.leader import Ranks
 
 logger = get_logger("engine")
 
@@ -97,14 +95,14 @@ class Engine:
         self._generations: dict[str, Generation | Embedding] = {}
         self._closed = False
         self._gather_until = 0.0  # seconds of `time.monotonic()`
-        self._preparer = Preparer(emit, self._observers, options.prepare_timeout)
+        self._preparer = Preparer(
+            emit, self._observers, options.prepare_timeout, ranks.ready if ranks else no_ranks
+        )
         self._thread.post(self._boot)
 
     def send(self, command: Command) -> None:
         """Carry out a command soon. Call it from any thread; it never blocks."""
         if isinstance(command, Preparing | ReadTokenizer):
-            if self._ranks is not None and command.files.hosts is not None:
-                self._ranks.begin(command.files.hosts)  # its load will soon be due
             self._preparer.put(command)
         else:
             if isinstance(command, Cancel):
@@ -282,8 +280,8 @@ class Engine:
         if resident.split:
             self._observers.failed("step", resident.name)
             text = f"{type(error).__name__}: {error}"
-            lost = str(error).startswith(_NETWORKS)
-            self._break(EngineDied(f"a step of several ranks failed ({text})."), lost=lost)
+            gone = str(error).startswith(_NETWORKS)
+            self._break(EngineDied(f"a step of several ranks failed ({text})."), lost=gone)
             return
         if self._residency.condemns_process(error):
             self._observers.failed("step", resident.name)

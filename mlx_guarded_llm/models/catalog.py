@@ -491,7 +491,8 @@ def _check_spec(spec: ModelSpec, task: Task) -> None:
         )
     together = {"adapter_path": spec.adapter_path, "draft": spec.draft}
     if spec.hosts is not None and (task == "embed" or any(together.values())):
-        what = "an embedding model" if task == "embed" else next(k for k, v in together.items() if v)
+        options = [option for option, value in together.items() if value]
+        what = f"a model with {options[0]}" if options else "an embedding model"
         raise InvalidRequest(
             f"{spec.name}: hosts is {spec.hosts!r}, and {what} cannot be spread over machines.",
             hint="Leave out one of them.",

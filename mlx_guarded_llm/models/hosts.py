@@ -1,4 +1,6 @@
-"""The machines over which one model is spread, as `hosts=` names them.
+"""The machines over which one model is spread, and how `hosts=` names them.
+
+It is one of these, or a list of addresses in Python or TOML:
 
     local:2                        two processes of this machine, for trials
     10.0.0.1,10.0.0.2              these machines, by their addresses; the first is this one
@@ -119,7 +121,8 @@ def read_hosts(text: str) -> Hosts:
     try:
         file = parse(Path(rest), read_bytes(Path(rest)))
     except UnreadableFile as error:
-        raise InvalidRequest(f"hosts: {error}.", hint="`mlx.distributed_config` writes one.") from None
+        hint = "`mlx.distributed_config` writes a hostfile."
+        raise InvalidRequest(f"hosts: {error}.", hint=hint) from None
     return _read_file(rest, file if isinstance(file, dict) else {"hosts": file}, sharding)
 
 
@@ -150,7 +153,7 @@ def _read_list(text: str, rest: str) -> tuple[Host, ...]:
 
 
 def _read_file(name: str, file: dict[str, Any], sharding: Sharding | None) -> Hosts:
-    network = file.get("backend") or "ring"
+    network: Any = file.get("backend") or "ring"
     if network not in get_args(Network):
         raise InvalidRequest(
             f"hosts: {name} has the backend {shown(network)}; it must be one of "

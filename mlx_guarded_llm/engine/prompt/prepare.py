@@ -18,6 +18,7 @@ from ...errors import (
 )
 from ...logs import get_logger
 from ...models.encoders import only_embeds
+from ...models.hosts import Hosts
 from ...models.spec import draft_name
 from ..decode.decoder import TokenSequence
 from ..decode.grammars import Grammars, logits_width
@@ -86,12 +87,21 @@ class Preparer:
         emit: takes each report.
         observer: hears of each request that is prepared.
         timeout: seconds that preparing one request may take.
+        ready: waits for the machines over which a model is spread, which its load needs and which
+            must not hold up other models.
 
     Attributes:
         tokenizers: those that it has read, except for long requests.
     """
 
-    def __init__(self, emit: Callable[[Report], None], observer: Observer, timeout: float) -> None:
+    def __init__(
+        self,
+        emit: Callable[[Report], None],
+        observer: Observer,
+        timeout: float,
+        ready: Callable[[Hosts], None],
+    ) -> None:
+        self._ready = ready
         self._emit = emit
         self._observer = observer
         self._timeout = timeout
@@ -267,6 +277,8 @@ class Preparer:
         from ..output.pipeline import TextPipeline
         from .prompt import encode_prompt, fit_max_tokens
 
+        if command.files.hosts is not None:
+            self._ready(command.files.hosts)
         tokenizer = self._tokenizer(command, task)
         _check_bias(command, len(tokenizer))
         window = command.files.context_window

@@ -6,5 +6,6 @@ text of tokens. It tells the other ranks each thing that it is about to do with 
 steps the ranks exchange activations, and the tokens that rank 0 chose (`group`).
 
 `leader` is rank 0's side. How the other ranks are started, and how orders reach them, is not known
-here: see `Ranks`, and `worker.child.ranks`. `reach` finds out whether they can reach each other.
+here: see `ranks.Ranks`, and `worker.child.ranks`. `reach` finds out whether they can reach each
+other.
 """

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from ...errors import GuardedLLMError, InvalidRequest
 from ...memory.budget import MemoryLimits
 from ...models.hosts import Hosts
 from ...models.spec import ModelFiles
@@ -15,41 +13,13 @@ from ...params import SamplingParams
 from ..decode.constraint import Constraint
 from ..decode.decoder import Decoder, TokenSequence, Update
 from ..protocol import EngineOptions
+from .forms import make_forms
 from .group import Group, sharding
-from .orders import Build, Done, Drop, Form, Insert, Join, Order, Reach, Read, Remove, Step
-from .reach import Listening, free_ports, reach
+from .orders import Build, Done, Drop, Insert, Join, Order, Reach, Read, Remove, Step
+from .ranks import Ranks
+from .reach import Listening, reach
 
 _PLAIN = SamplingParams(temperature=0.0)  # rank 0 chooses the tokens, whatever the others think
-
-
-class Ranks(Protocol):
-    """The processes of the other ranks."""
-
-    def begin(self, hosts: Hosts) -> None:
-        """Start them soon, unless they were. From any thread; never blocks."""
-
-    def ready(self, hosts: Hosts) -> None:
-        """Wait until all of them run.
-
-        Raises:
-            HostUnavailable: one cannot be started, or not in time.
-        """
-
-    def tell(self, *orders: Order) -> None:
-        """Give all of them an order, or each its own, in the order of their ranks."""
-
-    def answers(self, seconds: float | None) -> list[Done]:
-        """The answer of each to the last order.
-
-        Raises:
-            HostUnavailable: one did not answer in this many seconds, or is gone.
-        """
-
-    def formed(self) -> None:
-        """They are a group: from now on the end of one is the end of the engine."""
-
-    def end(self) -> None:
-        """End them all."""
 
 
 class Leader:
@@ -75,7 +45,6 @@ class Leader:
             prefix_cache_bytes=limits.prefix_cache_bytes,
             memory_budget=None,
         )
-        self._hosts: Hosts | None = None
         self.group: Group | None = None
         self._models: set[str] = set()  # that the others have, or read
 
@@ -84,22 +53,16 @@ class Leader:
 
         Raises:
             HostUnavailable: a rank cannot be started, or cannot reach the next one.
-            InvalidRequest: the group has other hosts already.
+            InvalidRequest: other hosts are a group already.
         """
-        if self.group is not None and self._hosts is not None:
-            if replace(hosts, sharding=self._hosts.sharding) != self._hosts:
-                raise InvalidRequest(
-                    f"hosts is {hosts}; the models of this backend are spread over {self._hosts}.",
-                    hint="An engine has one group: use another Backend, or the same hosts.",
-                )
-            return self.group
         self._ranks.ready(hosts)
+        if self.group is not None:
+            return self.group
         try:
             self.group = self._form(hosts)
         except BaseException:
             self._ranks.end()
             raise
-        self._hosts = hosts
         self._ranks.formed()
         return self.group
 
@@ -204,50 +167,3 @@ class _Leading:
         """See `Decoder.step`."""
         self._tell(Step(self._name, beside))
         return self._decoder.step(beside=beside)
-
-
-def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
-    """What each rank needs to know of the group, as `mlx.launch` tells it."""
-    variables = dict(hosts.variables)
-    if hosts.network == "ring":
-        addresses = _ring_addresses(hosts)
-        ring = [[f"{ip}:{port}" for ip, port in each] for each in addresses]
-        files = {"MLX_HOSTFILE": json.dumps(ring)}
-    else:
-        addresses = [() for _ in hosts.hosts]
-        files = {"MLX_IBV_DEVICES": json.dumps([host.rdma for host in hosts.hosts])}
-        first = hosts.hosts[0].ips[0]
-        variables["MLX_JACCL_COORDINATOR"] = f"{first}:{free_ports(first, 1)[0]}"
-        if hosts.network == "jaccl-ring":
-            variables["MLX_JACCL_RING"] = "1"
-    first_name = hosts.hosts[0].ssh
-    return [
-        Form(
-            rank=rank,
-            options=options,
-            network=hosts.network,
-            variables={**variables, "MLX_RANK": str(rank)},
-            files=files,
-            listen=addresses[rank],
-            reach=addresses[(rank + 1) % len(hosts)],
-            here=host.local or host.ssh == first_name,
-        )
-        for rank, host in enumerate(hosts.hosts)
-    ]
-
-
-def _ring_addresses(hosts: Hosts) -> list[tuple[tuple[str, int], ...]]:
-    """An address for each ip of each rank, at ports that are free on this machine."""
-    ips = [host.ips for host in hosts.hosts]
-    ports = iter(free_ports(ips[0][0], sum(map(len, ips))))
-    return [tuple((ip, next(ports)) for ip in each) for each in ips]
-
-
-
-
-def no_ranks(name: str) -> GuardedLLMError:
-    """The error where the engine has no process of its own."""
-    return InvalidRequest(
-        f'{name} has hosts, which isolation="thread" does not allow.',
-        hint='Use isolation="process": the death of another machine would end this program.',
-    )

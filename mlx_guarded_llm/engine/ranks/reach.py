@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from ...errors import HostUnavailable
 
@@ -56,14 +57,12 @@ def reach(addresses: Sequence[Address]) -> None:
 
 def free_ports(host: str, count: int) -> list[int]:
     """Ports that nothing uses on this machine."""
-    sockets = []
-    try:
-        for _ in range(count):
-            sockets.append(socket.create_server((host, 0), family=_family((host, 0))))
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server((host, 0), family=_family((host, 0))))
+            for _ in range(count)
+        ]
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _family(address: Address) -> socket.AddressFamily:

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ...errors import BackendClosed, GuardedLLMError
 from ...logs import get_logger
 from ...memory.budget import limits
+from ...models.hosts import Hosts
 from ...models.spec import ModelFiles, draft_name
 from ..decode.batch import ContinuousBatch
 from ..decode.batchable import batchable
@@ -19,7 +20,8 @@ from ..decode.encoder import Embedded, Encoder, EncoderBatch
 from ..decode.sequential import SequentialDecoder
 from ..protocol import EngineOptions
 from ..ranks.group import Group
-from ..ranks.leader import Leader, Ranks, no_ranks
+from ..ranks.leader import Leader
+from ..ranks.ranks import Ranks, no_ranks
 from . import loading
 from .cache_growth import keep_own_attention
 from .device import on_cuda
@@ -150,11 +152,10 @@ class Residency:
             own = tokenizer(name, files)
             if files.draft is not None:
                 check_tokens(own, tokenizer(draft_name(name), files.draft), files)
-            leader = None if files.hosts is None else self._led(name)
-            if leader is None:
+            if files.hosts is None:
                 model, group, others = load(files), None, 0
             else:
-                ends = frozenset(own.eos_token_ids)
+                leader, ends = self._led(files.hosts), frozenset(own.eos_token_ids)
                 model = load(files, lambda whole: leader.split(name, files, ends, whole))
                 others, group = leader.read(name), leader.group
             resident = self.adopt(name, model, own, files, load=load, group=group)
@@ -209,9 +210,10 @@ class Residency:
             split=group is not None,
         )
 
-    def _led(self, name: str) -> Leader:
+    def _led(self, hosts: Hosts) -> Leader:
         if self._leader is None:
-            raise no_ranks(name)
+            no_ranks(hosts)
+        assert self._leader is not None
         return self._leader
 
     def release(self, resident: Resident) -> int:
@@ -287,9 +289,9 @@ class Residency:
                 kv_group_size=spec.kv_group_size,
             )
 
-        if group is None or group.rank:
+        leader = self._leader
+        if group is None or leader is None:
             return decoder, drafts.unusable
-        leader = self._led(name)
         return lambda: leader.decoder(name, decoder()), drafts.unusable
 
 

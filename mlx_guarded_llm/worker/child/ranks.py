@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...engine.ranks.orders import Done, Order
-from ...errors import EngineDied, GuardedLLMError, HostUnavailable
+from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidRequest
 from ...logs import get_logger
 from ...models.hosts import Host, Hosts
 from ...version import __version__
@@ -28,6 +29,7 @@ _PROGRAM = Path(__file__).with_name("__main__.py")
 _MODULE = "mlx_guarded_llm.worker.rank"
 _CONNECT = 10  # seconds for ssh to connect
 _KEPT = 4096  # bytes of stderr
+_GRACE = 5.0  # seconds for a rank to free its memory
 _LAST = 1.0  # seconds for reading the last that it wrote
 _LEFT = object()  # what its queue gets when it is gone
 # Exit statuses that say nothing about the model: ended from outside, or ssh lost the connection.
@@ -178,7 +180,7 @@ class RankProcess:
 
 
 class StartedRanks:
-    """Starts the other ranks, and speaks with all of them; `engine.ranks.leader.Ranks`.
+    """Starts the other ranks, and speaks with all of them; see `engine.ranks.ranks.Ranks`.
 
     Args:
         path: see `RankProcess`.
@@ -193,42 +195,39 @@ class StartedRanks:
         self._path = path
         self._patience = patience
         self._lost = lost
-        self._lock = threading.Lock()  # of the next four
-        self._hosts: tuple[Host, ...] = ()
-        self._ranks: list[RankProcess] = []
-        self._until = 0.0
-        self._failure: HostUnavailable | None = None
+        self._lock = threading.Lock()  # held while they are started, and ended
+        self._hosts: Hosts | None = None
+        self._ranks: tuple[RankProcess, ...] = ()
         self._formed = False
-
-    def begin(self, hosts: Hosts) -> None:
-        """See `Ranks.begin`."""
-        with self._lock:
-            if self._hosts:
-                return
-            self._hosts = hosts.hosts
-            self._until = time.monotonic() + self._patience
-            self._failure = None
-            try:
-                for rank, host in enumerate(hosts.hosts[1:], start=1):
-                    self._ranks.append(RankProcess(rank, host, self._path, self._gone))
-            except HostUnavailable as error:
-                self._failure = error
+        self._stopped = False
 
     def ready(self, hosts: Hosts) -> None:
         """See `Ranks.ready`."""
-        if self._hosts and self._hosts != hosts.hosts:
-            self.end()  # they were to be a group with others, and never were
-        self.begin(hosts)
-        try:
-            if self._failure is not None:
-                raise self._failure
-            for rank in self._ranks:
-                _check_version(rank, rank.answer(self._until))
-            for rank in self._ranks:
-                self._check(rank.answer(self._until))  # it has imported MLX
-        except GuardedLLMError:
-            self.end()
-            raise
+        hosts = replace(hosts, sharding=None)
+        with self._lock:
+            if self._hosts == hosts:
+                return
+            if self._formed or self._stopped:
+                raise InvalidRequest(
+                    f"hosts is {hosts}; the models of this backend are spread over {self._hosts}.",
+                    hint="An engine has one group: use the same hosts, or another Backend.",
+                )
+            self._end()  # they were to be a group with others, and never were
+            try:
+                self._start(hosts)
+            except GuardedLLMError:
+                self._end()
+                raise
+            self._hosts = hosts
+
+    def _start(self, hosts: Hosts) -> None:
+        until = time.monotonic() + self._patience
+        for rank, host in enumerate(hosts.hosts[1:], start=1):
+            self._ranks += (RankProcess(rank, host, self._path, self._gone),)
+        for each in self._ranks:
+            _check_version(each, each.answer(until))
+        for each in self._ranks:
+            _check(each.answer(until))  # it has imported MLX
 
     def tell(self, *orders: Order) -> None:
         """See `Ranks.tell`."""
@@ -247,30 +246,30 @@ class StartedRanks:
     def end(self) -> None:
         """See `Ranks.end`."""
         with self._lock:
-            ranks, self._ranks, self._hosts = self._ranks, [], ()
-        for rank in ranks:
-            rank.hang_up()
-        for rank in ranks:
-            rank.end(_LAST)
+            self._end()
 
-    def stop(self, grace: float) -> None:
-        """The engine has ended: end them, and wait for that."""
-        self._formed = False
+    def stop(self) -> None:
+        """The engine has ended: end them, and start no others."""
         with self._lock:
-            ranks = tuple(self._ranks)
+            self._stopped = True
+            self._end(_GRACE)
+
+    def _end(self, grace: float = _LAST) -> None:
+        ranks, self._ranks, self._hosts = self._ranks, (), None
         for rank in ranks:
             rank.hang_up()
         for rank in ranks:
             rank.end(grace)
 
-    def _check(self, done: Done) -> None:
-        if done.error is not None:
-            raise done.error
-
     def _gone(self, rank: RankProcess) -> None:
         if self._formed:
             text = f"{rank}, which has a part of the model, {rank.ending}."
             self._lost(EngineDied(f"{text} {rank.excerpt}".strip()), rank.outside)
+
+
+def _check(done: Done) -> None:
+    if done.error is not None:
+        raise done.error
 
 
 def _check_version(rank: RankProcess, message: Any) -> None:

@@ -31,7 +31,6 @@ from .ranks import StartedRanks
 CONDEMNED = 70  # exit status after an error of MLX that spoils all later results
 BROKEN = 71  # exit status after an error that leaves no other way to tell
 
-_RANKS_GRACE = 5.0  # seconds for other ranks to free their memory
 _ROOT = Path(__file__).parents[3]
 
 
@@ -93,7 +92,7 @@ class Serving:
             self._engine.close()
         atexit._run_exitfuncs()  # ends the MLX thread, in a minute at most
         if self._ranks is not None:
-            self._ranks.stop(_RANKS_GRACE)
+            self._ranks.stop()
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:

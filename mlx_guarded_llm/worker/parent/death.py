@@ -11,7 +11,14 @@ from ..status_page import Preparation, WorkerStatus
 from .stderr_excerpt import stderr_excerpt
 
 Cause = Literal[
-    "abort", "segfault", "killed", "out_of_memory", "condemned", "hung", "exit", "not_started",
+    "abort",
+    "segfault",
+    "killed",
+    "out_of_memory",
+    "condemned",
+    "hung",
+    "exit",
+    "not_started",
     "rank_lost",
 ]
 

@@ -6,7 +6,7 @@ from ...version import __version__
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--version"]:
-        print(__version__)
+        sys.stdout.write(f"{__version__}\n")
     else:
         from .main import main
 

@@ -62,7 +62,9 @@ class _Rank:
             done = Done()
         except BaseException as error:
             traceback.print_exc()
-            text = f"MLX cannot be used on {socket.gethostname()} ({type(error).__name__}: {error})."
+            text = (
+                f"MLX cannot be used on {socket.gethostname()} ({type(error).__name__}: {error})."
+            )
             done = Done(error=HostUnavailable(text))
         self._answer(done)
 

@@ -1,0 +1,50 @@
+"""What each rank needs to know of its group, in the variables that MLX reads."""
+
+from __future__ import annotations
+
+import json
+
+from ...models.hosts import Hosts
+from ..protocol import EngineOptions
+from .orders import Form
+from .reach import Address, free_ports
+
+
+def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
+    """The first order of each rank, with the variables that `mlx.launch` would set.
+
+    The ports are free on this machine; the others are expected to have them free too.
+    """
+    variables = dict(hosts.variables)
+    if hosts.network == "ring":
+        addresses = _ring_addresses(hosts)
+        ring = [[f"{ip}:{port}" for ip, port in each] for each in addresses]
+        files = {"MLX_HOSTFILE": json.dumps(ring)}
+    else:
+        addresses = [() for _ in hosts.hosts]
+        files = {"MLX_IBV_DEVICES": json.dumps([host.rdma for host in hosts.hosts])}
+        first = hosts.hosts[0].ips[0]
+        variables["MLX_JACCL_COORDINATOR"] = f"{first}:{free_ports(first, 1)[0]}"
+        if hosts.network == "jaccl-ring":
+            variables["MLX_JACCL_RING"] = "1"
+    first_name = hosts.hosts[0].ssh
+    return [
+        Form(
+            rank=rank,
+            options=options,
+            network=hosts.network,
+            variables={**variables, "MLX_RANK": str(rank)},
+            files=files,
+            listen=addresses[rank],
+            reach=addresses[(rank + 1) % len(hosts)],
+            here=host.local or host.ssh == first_name,
+        )
+        for rank, host in enumerate(hosts.hosts)
+    ]
+
+
+def _ring_addresses(hosts: Hosts) -> list[tuple[Address, ...]]:
+    """An address for each ip of each rank, at ports that are free on this machine."""
+    ips = [host.ips for host in hosts.hosts]
+    ports = iter(free_ports(ips[0][0], sum(map(len, ips))))
+    return [tuple((ip, next(ports)) for ip in each) for each in ips]
