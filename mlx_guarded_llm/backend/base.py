@@ -294,8 +294,8 @@ class BaseBackend(ABC):
             timeout: seconds to wait; the load itself may go on afterwards.
             on_progress: hears of the download and the load.
             **options: revision, adapter_path, kv_bits, kv_group_size, context_window,
-                draft (a smaller model, or "prompt"), task ("generate" or "embed"); None says
-                nothing.
+                draft (a smaller model, or "prompt"), hosts (machines over which it is spread),
+                task ("generate" or "embed"); None says nothing.
 
         Returns:
             What `models()` says about it. `info.name` means it in every call.

@@ -143,6 +143,14 @@ Draft = Annotated[
         rich_help_panel=LOADING,
     ),
 ]
+Hosts = Annotated[
+    str | None,
+    typer.Option(
+        help='Machines it is spread over: "10.0.0.1,10.0.0.2", a hostfile, or "local:2".',
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
+]
 
 
 def _writable(path: Path | None) -> Path | None:

@@ -117,6 +117,13 @@ def _llama_layer(sizes: Sizes) -> Shapes:
     return _attention(sizes) | _feed_forward(sizes) | _norms(sizes)
 
 
+def _qwen2_layer(sizes: Sizes) -> Shapes:
+    biased = ("q_proj", "k_proj", "v_proj")
+    rows = {name: _attention(sizes)[f"self_attn.{name}.weight"][0] for name in biased}
+    biases: Shapes = {f"self_attn.{name}.bias": (count,) for name, count in rows.items()}
+    return _llama_layer(sizes) | biases
+
+
 def _phi3_layer(sizes: Sizes) -> Shapes:
     heads = HEADS + 2 * KV_HEADS
     hidden, intermediate = sizes.hidden_size, sizes.intermediate_size
@@ -179,6 +186,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(
         config=lambda sizes: _transformer(sizes) | {"tie_word_embeddings": False},
         layer=_llama_layer,
+        outside=_untied,
+    ),
+    "qwen2": Architecture(
+        config=lambda sizes: _transformer(sizes) | {"tie_word_embeddings": False},
+        layer=_qwen2_layer,
         outside=_untied,
     ),
     "qwen3": Architecture(

@@ -68,7 +68,7 @@ class ChatMLXGuarded(SharesBackend, CachesFullAnswers):
     answer came from is in `response_metadata["guard"]`; `mlx_guarded_llm.taint(messages)`
     tells which messages rest on one that was not as asked.
 
-    The options of a load (`revision` to `draft`) are for this model, not for the
+    The options of a load (`revision` to `hosts`) are for this model, not for the
     fallbacks; a fallback's stand in brackets: `phi3-mini[kv_bits=8]`. They and every
     sampling option below may be given to one call as well, as may `tools`,
     `tool_choice`, `schema`, `regex`, `grammar`, `response_format`, `accept`, `request_id`
@@ -97,6 +97,9 @@ class ChatMLXGuarded(SharesBackend, CachesFullAnswers):
 
     draft: str | Path | None = None
     """A smaller model that drafts the answers, or "prompt" to look them up in the prompt."""
+
+    hosts: str | list[str] | None = None
+    """Addresses of the machines over which the model is spread, a hostfile, or "local:2"."""
 
     max_tokens: int | None = None
     """Tokens to generate at most. None begins with 1024 and takes more when they are needed."""

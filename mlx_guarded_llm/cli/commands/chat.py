@@ -43,6 +43,7 @@ def chat(
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
     draft: arguments.Draft = None,
+    hosts: arguments.Hosts = None,
     load_wait: arguments.LoadWait = None,
     memory_budget: arguments.MemoryBudget = None,
     url: arguments.Url = None,
@@ -62,6 +63,7 @@ def chat(
         kv_group_size=kv_group_size,
         context_window=context_window,
         draft=draft,
+        hosts=hosts,
     )
     model = with_options(model, loading)
     asked: dict[str, Any] = arguments.given(

@@ -27,6 +27,7 @@ def load(
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
     draft: arguments.Draft = None,
+    hosts: arguments.Hosts = None,
     url: arguments.Url = None,
     as_json_: arguments.AsJson = False,
 ) -> None:
@@ -46,6 +47,7 @@ def load(
         kv_group_size=kv_group_size,
         context_window=context_window,
         draft=draft,
+        hosts=hosts,
     )
     with backends.open_server(url) as backend:
         try:

@@ -52,6 +52,7 @@ def run(
     kv_group_size: arguments.KVGroupSize = None,
     context_window: arguments.ContextWindow = None,
     draft: arguments.Draft = None,
+    hosts: arguments.Hosts = None,
     load_wait: arguments.LoadWait = None,
     memory_budget: arguments.MemoryBudget = None,
     url: arguments.Url = None,
@@ -80,6 +81,7 @@ def run(
         kv_group_size=kv_group_size,
         context_window=context_window,
         draft=draft,
+        hosts=hosts,
     )
     asked: dict[str, Any] = arguments.given(
         timeout=timeout,

@@ -57,5 +57,6 @@ def _logits(model: Any, prompts: list[list[int]]) -> mx.array:
     )
     batch.prompt([prompt[:-1] for prompt in prompts])
     last = mx.array([prompt[-1:] for prompt in prompts])
-    logits: mx.array = model(last, cache=batch.prompt_cache)[:, -1]
-    return logits.astype(mx.float32)
+    logits: mx.array = model(last, cache=batch.prompt_cache)[:, -1].astype(mx.float32)
+    mx.eval(logits)  # one pass at a time: ranks that share the model need not order two alike
+    return logits

@@ -57,7 +57,8 @@ class Group:
         Not every network adds up in the same order at every rank, so that the logits of two
         ranks may differ in the last bit. And only rank 0 knows the grammars.
         """
-        own = tokens if self.rank == 0 else mx.zeros_like(tokens)
+        # Not zeros_like: every rank has to exchange this after what its tokens depend on.
+        own = tokens if self.rank == 0 else tokens * 0
         return mx.distributed.all_sum(own, group=self._group)
 
     def agree(self, number: int) -> bool:

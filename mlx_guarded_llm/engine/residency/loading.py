@@ -166,7 +166,7 @@ def check_kv_bits(model: Any, spec: ModelSpec) -> None:
         return
     try:
         cache = make_prompt_cache(model)
-        model(mx.array([[1, 2]]), cache=cache)
+        mx.eval(model(mx.array([[1, 2]]), cache=cache))
         maybe_quantize_kv_cache(cache, 0, spec.kv_group_size, spec.kv_bits)
         mx.eval(model(mx.array([[3]]), cache=cache))
     except Exception as error:  # mlx raises different types for sizes that do not divide

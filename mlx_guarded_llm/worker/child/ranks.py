@@ -74,7 +74,8 @@ class RankProcess:
             raise HostUnavailable(
                 f"{self} cannot be started: {error}.", hint="Is ssh installed?"
             ) from None
-        self._reading = [self._thread(self._read_stderr), self._thread(self._read_answers)]
+        self._errors = self._thread(self._read_stderr)
+        self._thread(self._read_answers)
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host.ssh}"
@@ -173,7 +174,7 @@ class RankProcess:
             logger.error("%s: %s", self, error)
             self._popen.kill()
         self._popen.wait()
-        self._reading[0].join(_LAST)
+        self._errors.join(_LAST)
         self._answers.put(_LEFT)
         if not self.asked:
             self._gone(self)

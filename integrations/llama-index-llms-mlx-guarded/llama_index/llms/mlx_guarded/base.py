@@ -186,6 +186,9 @@ class MLXGuarded(GrammarStructuredLLM):
     draft: str | Path | None = Field(
         default=None, description='A smaller model that drafts the answers, or "prompt".'
     )
+    hosts: str | list[str] | None = Field(
+        default=None, description='Machines it is spread over, a hostfile, or "local:2".'
+    )
     is_function_calling_model: bool | None = Field(
         default=None,
         description="None: whether it takes messages, since a grammar holds its calls. False "

@@ -1,0 +1,184 @@
+"""One model over several ranks: real processes and MLX's ring, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlx_guarded_llm import Backend, Catalog, Result
+from mlx_guarded_llm.errors import (
+    HostUnavailable,
+    InvalidRequest,
+    ModelUnsupported,
+)
+from tests.conftest import MakeModel
+from tests.engine._backend import events, text_of, wait_until
+
+pytestmark = pytest.mark.slow  # a group is started, and started again
+
+LOCAL = "local:2"
+GREEDY: dict[str, Any] = {"max_tokens": 40, "temperature": 0.0}
+SSH = """#!/bin/sh
+for last; do :; done
+case "$*" in
+*nobody*) echo "ssh: connect to host nobody port 22: No route to host" >&2; exit 255 ;;
+*silent*) exec sleep 60 ;;
+*) exec sh -c "$last" ;;
+esac
+"""
+
+
+def make(folder: Path, **options: Any) -> Backend:
+    catalog = Catalog(cache_dir=folder / "cache")
+    defaults: dict[str, Any] = {"memory_budget": "1GiB", "prefix_cache": "64MiB", "offline": True}
+    return Backend(catalog=catalog, count_others=False, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A backend whose engine has one group for all tests of this module."""
+    with make(tmp_path_factory.mktemp("spread")) as backend:
+        yield backend
+
+
+def other_ranks(backend: Backend) -> list[psutil.Process]:
+    assert backend.worker_pid is not None
+    return psutil.Process(backend.worker_pid).children()
+
+
+def answers(backend: Backend, model: str, asked: Sequence[dict[str, Any]]) -> list[Result]:
+    """The answers to requests that are sent at the same time."""
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(lambda options: backend.generate(model, **options), asked))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hosts"), [("llama", LOCAL), ("qwen2", LOCAL), ("qwen2", f"pipeline:{LOCAL}")]
+)
+def test_two_ranks_give_the_tokens_of_one_process(
+    spread: Backend, tiny: MakeModel, architecture: str, hosts: str
+) -> None:
+    folder = tiny(architecture=architecture, layers=3)
+    alone = spread.generate(folder, "Hello there", **GREEDY)
+    together = spread.generate(folder, "Hello there", hosts=hosts, **GREEDY)
+    assert together.text == alone.text and together.usage.cached_tokens == 0
+    again = spread.generate(folder, "Hello there", hosts=hosts, **GREEDY)
+    assert again.text == alone.text
+    assert again.usage.cached_tokens > 0  # its caches were kept, by both ranks
+    assert len(other_ranks(spread)) == 1  # one group for all models
+
+
+def test_a_batch_is_that_of_one_process(spread: Backend, tiny: MakeModel) -> None:
+    folder = tiny(layers=3)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    asked: list[dict[str, Any]] = [
+        {"prompt": "Hello there", **GREEDY},
+        {"prompt": "A longer prompt, " * 20, **GREEDY, "max_tokens": 15},
+        {"prompt": "Sampled", "temperature": 0.9, "seed": 7, "top_p": 0.9, "max_tokens": 25},
+        {"prompt": "Once more", **GREEDY, "repetition_penalty": 1.3},
+        {"prompt": "As JSON", **GREEDY, "schema": schema, "max_tokens": 60},
+        {"prompt": "With a stop", **GREEDY, "stop": ["e"]},
+    ]
+    alone = [spread.generate(folder, **options) for options in asked]
+    together = answers(spread, f"{folder}[hosts={LOCAL}]", asked)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    names = {event.model for event in events(spread, "request.started")}
+    assert len(names) > 1  # the models of one process and of two took turns in one engine
+
+
+def test_what_this_machine_takes_is_counted(spread: Backend, tiny: MakeModel) -> None:
+    folder = tiny(layers=3)
+    whole = spread.load(folder)
+    parts = spread.load(folder, hosts=LOCAL)
+    # Each rank has all of the embedding and the head, and half of the rest.
+    assert whole.memory_bytes < parts.memory_bytes < 2 * whole.memory_bytes
+    assert parts.options == {"hosts": LOCAL}
+    spread.unload(folder, hosts=LOCAL)
+    assert spread.generate(folder, "Hello", hosts=LOCAL, **GREEDY).text  # it comes back
+
+
+def test_what_cannot_be_spread_is_refused_by_name(
+    spread: Backend, tiny: MakeModel, embedder: MakeModel, tmp_path: Path
+) -> None:
+    folder = tiny(layers=3)
+    for options in ({"adapter_path": tmp_path}, {"draft": "prompt"}):
+        with pytest.raises(InvalidRequest, match=next(iter(options))):
+            spread.load(folder, hosts=LOCAL, **options)
+    with pytest.raises(InvalidRequest, match="embedding model"):
+        spread.load(embedder(), hosts=LOCAL)
+    with pytest.raises(ModelUnsupported, match="gemma2 has no shard and no pipeline"):
+        spread.load(tiny(architecture="gemma2"), hosts=LOCAL)
+    with pytest.raises(ModelUnsupported, match="llama has no pipeline"):
+        spread.load(folder, hosts=f"pipeline:{LOCAL}")
+    with pytest.raises(InvalidRequest, match="no IP address"):
+        spread.load(folder, hosts=["127.0.0.1", "not an address"])
+    spread.load(folder, hosts=LOCAL)
+    with pytest.raises(InvalidRequest, match=r"spread over 127\.0\.0\.1, 127\.0\.0\.1"):
+        spread.load(tiny(architecture="qwen2", layers=3), hosts="pipeline:local:3")
+    with make(tmp_path, isolation="thread") as backend:
+        with pytest.raises(InvalidRequest, match="thread"):
+            backend.generate(folder, "Hello", hosts=LOCAL, **GREEDY)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_the_death_of_a_rank_is_a_pause(
+    spread: Backend, tiny: MakeModel, number: signal.Signals
+) -> None:
+    folder, options = tiny(layers=3), {"max_tokens": 150, "temperature": 0.8, "seed": 5}
+    undisturbed = spread.generate(folder, "Hello", **options)
+    spread.load(folder, hosts=LOCAL)
+    pid, (other,) = spread.worker_pid, other_ranks(spread)
+    stream = spread.stream(folder, "Hello", hosts=LOCAL, **options)
+    chunks = [next(stream)]
+    other.send_signal(number)
+    chunks += stream
+    assert text_of(chunks) == undisturbed.text
+    guard = chunks[-1].guard
+    assert guard is not None and guard.resumed
+    assert spread.worker_pid != pid and not other.is_running()
+    death = events(spread, "engine.died")[-1]
+    assert "rank 1 on 127.0.0.1" in death.cause or "several ranks" in death.cause
+    assert death.details["how"] == ("rank_lost" if number == signal.SIGKILL else "condemned")
+
+
+def test_no_rank_outlives_the_engine(spread: Backend, tiny: MakeModel) -> None:
+    folder = tiny(layers=3)
+    spread.load(folder, hosts=LOCAL)
+    pid, others = spread.worker_pid, other_ranks(spread)
+    assert pid is not None and others
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(other.is_running() for other in others))
+    assert spread.generate(folder, "Hello", hosts=LOCAL, **GREEDY).text
+
+
+def test_other_machines_are_reached_by_ssh(
+    tiny: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def hostfile(name: str) -> str:
+        hosts = [{"ssh": "first", "ips": ["127.0.0.1"]}, {"ssh": name, "ips": ["127.0.0.2"]}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(hosts))
+        return str(tmp_path / f"{name}.json")
+
+    folder = tiny(layers=3)
+    with make(tmp_path) as backend:
+        with pytest.raises(HostUnavailable, match=r"rank 1 on nobody .*No route to host"):
+            backend.generate(folder, "Hello", hosts=hostfile("nobody"), **GREEDY)
+        alone = backend.generate(folder, "Hello", **GREEDY)
+        answer = backend.generate(folder, "Hello", hosts=hostfile("second"), **GREEDY)
+        assert answer.text == alone.text
+    with make(tmp_path, stall_timeout=3.0) as backend:
+        with pytest.raises(HostUnavailable, match="rank 1 on silent did not answer in time"):
+            backend.generate(folder, "Hello", hosts=hostfile("silent"), **GREEDY)
+        assert not events(backend, "engine.died")
