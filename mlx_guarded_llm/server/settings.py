@@ -89,7 +89,7 @@ class ModelEntry(Section):
         default=None, description='Smaller model that drafts its answers, or "prompt".'
     )
     hosts: str | tuple[str, ...] | None = Field(
-        default=None, description='Machines it is spread over: see docs/hosts.md; "local:2".'
+        default=None, description='Machines it is spread over: addresses, a hostfile, or "local:2".'
     )
 
     @model_validator(mode="after")

@@ -123,16 +123,17 @@ def test_what_cannot_be_spread_is_refused_by_name(
     spread.load(folder, hosts=LOCAL)
     with pytest.raises(InvalidRequest, match=r"spread over 127\.0\.0\.1, 127\.0\.0\.1"):
         spread.load(tiny(architecture="qwen2", layers=3), hosts="pipeline:local:3")
-    with make(tmp_path, isolation="thread") as backend:
-        with pytest.raises(InvalidRequest, match="thread"):
-            backend.generate(folder, "Hello", hosts=LOCAL, **GREEDY)
+    backend = make(tmp_path, isolation="thread")
+    with backend, pytest.raises(InvalidRequest, match="thread"):
+        backend.generate(folder, "Hello", hosts=LOCAL, **GREEDY)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_the_death_of_a_rank_is_a_pause(
     spread: Backend, tiny: MakeModel, number: signal.Signals
 ) -> None:
-    folder, options = tiny(layers=3), {"max_tokens": 150, "temperature": 0.8, "seed": 5}
+    folder = tiny(layers=3)
+    options: dict[str, Any] = {"max_tokens": 150, "temperature": 0.8, "seed": 5}
     undisturbed = spread.generate(folder, "Hello", **options)
     spread.load(folder, hosts=LOCAL)
     pid, (other,) = spread.worker_pid, other_ranks(spread)

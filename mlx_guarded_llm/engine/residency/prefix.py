@@ -7,12 +7,9 @@ goes on needs its last turn only, and must not drive out another model's chat wi
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import copy
-from dataclasses import dataclass, field
-=======
 from collections.abc import Callable
->>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -73,12 +70,8 @@ class PrefixCaches:
             agree: whether every rank that computes the model has this number; None where only
                 this process does. What one of them does not have is of no use to the others.
         """
-<<<<<<< HEAD
         self.drop(model)
-        self._caches[model] = PrefixCache(self, max_tokens)
-=======
-        self._caches[model] = PrefixCache(self, model, max_tokens, agree)
->>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
+        self._caches[model] = PrefixCache(self, max_tokens, agree)
         return self._caches[model]
 
     def max_tokens(self, model: str) -> int | None:
@@ -120,17 +113,9 @@ class PrefixCaches:
 class PrefixCache:
     """The kept prefixes of one model."""
 
-<<<<<<< HEAD
-    def __init__(self, owner: PrefixCaches, max_tokens: int) -> None:
-=======
     def __init__(
-        self,
-        owner: PrefixCaches,
-        model: str,
-        max_tokens: int,
-        agree: Callable[[int], bool] | None,
+        self, owner: PrefixCaches, max_tokens: int, agree: Callable[[int], bool] | None
     ) -> None:
->>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
         self._owner = owner
         self._agree = agree
         self.max_tokens = max_tokens
@@ -147,8 +132,19 @@ class PrefixCache:
         At least one token is left, since decoding starts from one. The copy shares its arrays with
         what is kept until it is written to.
         """
-<<<<<<< HEAD
-        within = tokens[:-1]
+        entry, held = self._longest(tokens[:-1])
+        if self._agree is not None and not self._agree(held):
+            return None, tokens
+        if entry is None:
+            return None, tokens
+        self._owner.used(entry)
+        cache = copy.deepcopy(entry.cache)
+        if len(entry.tokens) > held:
+            trim_prompt_cache(cache, len(entry.tokens) - held)
+        return cache, tokens[held:]
+
+    def _longest(self, within: list[int]) -> tuple[_Entry | None, int]:
+        """The entry that holds most of these tokens from the first on, and how many."""
         found = self._trie.search(None, within)
         longer, shorter = self._at(found.exact or found.longer), self._at(found.shorter)
         held = len(within) if found.exact else found.common_prefix
@@ -156,21 +152,7 @@ class PrefixCache:
             longer, held = None, 0
         if shorter is not None and len(shorter.tokens) >= held:
             longer, held = shorter, len(shorter.tokens)
-        if longer is None or not held:
-=======
-        cache, rest = self._lru.fetch_nearest_cache(self._model, tokens)
-        if cache is None or not rest:
-            cache, rest = None, tokens
-        if self._agree is not None and not self._agree(len(rest)):
-            return None, tokens
-        if cache is None:
->>>>>>> 33c36be (One model over several machines: hosts= runs it as a group of mlx.distributed ranks)
-            return None, tokens
-        self._owner.used(longer)
-        cache = copy.deepcopy(longer.cache)
-        if len(longer.tokens) > held:
-            trim_prompt_cache(cache, len(longer.tokens) - held)
-        return cache, tokens[held:]
+        return (longer, held) if longer is not None and held else (None, 0)
 
     def insert(self, tokens: list[int], cache: list[Any], kind: Kind) -> None:
         """Keep a KV cache that holds exactly `tokens`."""

@@ -193,3 +193,14 @@ def test_more_tokens_never_take_less(tokens: int, more: int) -> None:
     )
     assert footprint.kv_bytes(tokens + more) >= footprint.kv_bytes(tokens)
     assert footprint.prefill_bytes(tokens + more) >= footprint.prefill_bytes(tokens)
+
+
+@pytest.mark.parametrize(("hosts", "here"), [("10.0.0.1,10.0.0.2", 1), ("local:2", 2)])
+def test_a_spread_model_takes_its_part(tmp_path: Path, hosts: str, here: int) -> None:
+    whole = _footprint(tmp_path / "whole", LLAMA_70B)
+    files = verify(folder_spec(make_folder(tmp_path / "m"), hosts=hosts), tmp_path / "m")
+    part = predict(replace(files, config=LLAMA_70B, weight_bytes=140 * 10**9))
+    head = 2 * 128256 * 8192 * files.activation_bytes  # every rank has all of it
+    assert part.weight_bytes == here * (head + (140 * 10**9 - head) // 2)
+    assert part.kv_bytes_per_token == here * whole.kv_bytes_per_token // 2
+    assert part.activation_bytes == here * whole.activation_bytes

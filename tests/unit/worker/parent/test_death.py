@@ -55,6 +55,12 @@ def death(code: int | None, status: WorkerStatus | None = STEP, **more: Any) -> 
             "llama-70b",
         ),
         (
+            death(70, condemned="rank 1 on b was ended by SIGKILL", rank_lost=True),
+            "rank_lost",
+            "the worker (pid 4711) was ended while it was generating with smollm2-135m: "
+            "rank 1 on b was ended by SIGKILL",
+        ),
+        (
             death(3, IDLE),
             "exit",
             "the worker (pid 4711) left with status 3 while it was idle",
