@@ -252,7 +252,14 @@ class LoadFailed(ModelError):
 
 
 class HostUnavailable(LoadFailed):
-    """A machine over which the model is spread cannot be reached, or lacks something."""
+    """A machine over which the model is spread cannot be reached, or lacks something.
+
+    What to do:
+        - The message names the machine and has what it said. Try `ssh MACHINE true` from the
+          first machine: it must succeed without a password.
+        - The same version of this library must be there, and the model at the same path.
+        - Leave `hosts` out, or name another model, while the machine is away.
+    """
 
 
 class ModelQuarantined(ModelError):

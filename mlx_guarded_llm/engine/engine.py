@@ -63,6 +63,7 @@ _LOOK = 0.0005
 _NOT_THERE = (ImportError, SystemExit)  # a module may call sys.exit() when it is imported
 _DOCTOR = "`mlx-guarded doctor` may tell more."
 _NETWORKS = ("[ring]", "[jaccl]")  # how MLX's errors about the other ranks begin
+_NOTICED = 3.0  # seconds in which it is noticed that the process of another rank has ended
 _HURRY = 2  # extra steps of a model that is about to produce the first token of an answer
 
 
@@ -281,6 +282,8 @@ class Engine:
             self._observers.failed("step", resident.name)
             text = f"{type(error).__name__}: {error}"
             gone = str(error).startswith(_NETWORKS)
+            if gone and self._ranks is not None:
+                self._ranks.await_loss(_NOTICED)
             self._break(EngineDied(f"a step of several ranks failed ({text})."), lost=gone)
             return
         if self._residency.condemns_process(error):

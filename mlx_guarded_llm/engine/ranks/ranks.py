@@ -33,6 +33,9 @@ class Ranks(Protocol):
     def formed(self) -> None:
         """They are a group: from now on the end of one is the end of the engine."""
 
+    def await_loss(self, seconds: float) -> None:
+        """Wait until the end of a rank is noticed, if one has ended: it says more than MLX."""
+
     def end(self) -> None:
         """End them all."""
 

@@ -201,6 +201,7 @@ class StartedRanks:
         self._ranks: tuple[RankProcess, ...] = ()
         self._formed = False
         self._stopped = False
+        self._one_lost = threading.Event()
 
     def ready(self, hosts: Hosts) -> None:
         """See `Ranks.ready`."""
@@ -244,6 +245,10 @@ class StartedRanks:
         """See `Ranks.formed`."""
         self._formed = True
 
+    def await_loss(self, seconds: float) -> None:
+        """See `Ranks.await_loss`."""
+        self._one_lost.wait(seconds)
+
     def end(self) -> None:
         """See `Ranks.end`."""
         with self._lock:
@@ -265,7 +270,8 @@ class StartedRanks:
     def _gone(self, rank: RankProcess) -> None:
         if self._formed:
             text = f"{rank}, which has a part of the model, {rank.ending}."
-            self._lost(EngineDied(f"{text} {rank.excerpt}".strip()), rank.outside)
+            self._lost(EngineDied(text), rank.outside)  # what it wrote is in this stderr too
+            self._one_lost.set()
 
 
 def _check(done: Done) -> None:
