@@ -47,6 +47,7 @@ def sources() -> list[str]:
     return [file.read_text(encoding="utf-8") for file in files]
 
 
+@cache
 def all_used() -> set[str]:
     """The names that the library uses."""
     return {name for source in sources() for name in used(source)}
@@ -94,6 +95,12 @@ def describe_all(names: set[str]) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Of what is installed."""
     return {name: metadata.version(name) for name in ("mlx", "mlx-lm")}
+
+
+def is_used(name: str) -> bool:
+    """Whether the library still uses a name, or a method of a class."""
+    owner, _, word = name.rpartition(".")
+    return name in all_used() or (owner in all_used() and word in {*attributes(), "__init__"})
 
 
 def changes(known: dict[str, str], found: dict[str, str]) -> list[str]:
