@@ -1,4 +1,4 @@
-"""Whether raw mlx-lm, greedy and alone, gives the same tokens from run to run.
+"""Whether mlx-lm and this library, greedy and alone, give the same tokens from run to run.
 
     python -m benchmarks.repeat [--shape llama-8b] [--tokens 320] [--runs 4] [--settings ...]
     python -m benchmarks.repeat --attention 2000
@@ -17,6 +17,8 @@ position on the bits are those of "vector", in which attention never changes its
     padding      what the KV cache does not hold yet is NaN instead of 0
     no cache     MLX keeps no free buffers, so that each has the size that was asked for
     no graphs    MLX_USE_CUDA_GRAPHS=0
+    ours         this library instead of raw mlx-lm; its bits are those of the tokens' own log
+                 probabilities
 
 With --attention the attention of a single query is called that often with the same arrays, from
 a cache of steps of 256 and of 255. Printed: how many calls gave other bits than the first, and
@@ -37,6 +39,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mlx_guarded_llm import Backend
+
 from .shapes import SHAPES, chosen
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -47,12 +51,16 @@ SETTINGS: dict[str, dict[str, str]] = {
     "padding": {},
     "no cache": {},
     "no graphs": {"MLX_USE_CUDA_GRAPHS": "0"},
+    "ours": {},
 }
 PROMPT = 24  # tokens
+PROMPT_IDS = [5 + 11 * i % 200 for i in range(PROMPT)]
 
 
 def answers(setting: str, folder: Path, tokens: int, runs: int) -> list[dict[str, Any]]:
     """The tokens of each run, and a digest of the log probabilities behind each."""
+    if setting == "ours":
+        return our_answers(folder, tokens, runs)
     import mlx.core as mx
     import numpy as np
     from mlx_lm.generate import generate_step
@@ -70,7 +78,7 @@ def answers(setting: str, folder: Path, tokens: int, runs: int) -> list[dict[str
     model, _ = load_model(folder)
     # Not the default stream: mlx-lm has one of its own as well.
     stream = mx.new_stream(mx.default_device())
-    prompt = mx.array([5 + 11 * i % 200 for i in range(PROMPT)])
+    prompt = mx.array(PROMPT_IDS)
     found = []
     for _ in range(runs):
         run: dict[str, Any] = {"tokens": [], "bits": []}
@@ -80,6 +88,24 @@ def answers(setting: str, folder: Path, tokens: int, runs: int) -> list[dict[str
             run["bits"].append(hashlib.sha1(raw, usedforsecurity=False).hexdigest()[:12])
         found.append(run)
     return found
+
+
+def our_answers(folder: Path, tokens: int, runs: int) -> list[dict[str, Any]]:
+    """As `answers`, by this library."""
+    with Backend(offline=True, prefix_cache=0) as backend:
+        results = [
+            backend.generate(
+                folder, PROMPT_IDS, raw=True, max_tokens=tokens, temperature=0, logprobs=True
+            )
+            for _ in range(runs)
+        ]
+    return [
+        {
+            "tokens": [each.token for each in result.logprobs],
+            "bits": [each.logprob.hex() for each in result.logprobs],
+        }
+        for result in results
+    ]
 
 
 def _pad_with_nan(cache: Any) -> None:
@@ -144,7 +170,7 @@ def report(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
                 first_difference(run["tokens"], given[0]["tokens"]),
                 first_difference(run["bits"], given[0]["bits"]),
             ]
-            if "vector" in runs:
+            if "vector" in runs and setting != "ours":
                 places.append(first_difference(run["bits"], runs["vector"][0]["bits"]))
             told = ["-" if place is None else str(PROMPT + place) for place in places]
             told.insert(2, str(count))
