@@ -4,7 +4,9 @@
     python -m benchmarks.drafts                 SmolLM2 in bfloat16
 
 With a shape: the gain as a function of the share of tokens that a draft gets right. The draft costs
-nothing, knows the answer, and is wrong at random. With SmolLM2: prompt lookup for a passage that is
+nothing, knows the answer, and is wrong at random. What is not quantised is in float32, because in
+bfloat16 random weights have several tokens that are equally likely: a pass over several tokens can
+then choose another one than a pass over one, and the draft knows the wrong answer. With SmolLM2: prompt lookup for a passage that is
 to be repeated, and for a story; and SmolLM2 in 4 bits as the draft. Both sides take turns for
 several rounds, in this process. What is reported is the ratio of their paces: tokens after the
 first, by the seconds they took. `--cpu-seconds` counts those of this process, for a CPU that others
@@ -187,7 +189,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     clock = time.process_time if args.cpu_seconds else time.perf_counter
-    with chosen(args.shape, MODEL) as (model, folder, catalog):
+    with chosen(args.shape, MODEL, dtype="float32") as (model, folder, catalog):
         print(f"{args.shape or model} on {device_name()}, answers of {args.tokens} tokens")
         print(f"{'draft':24} {'alone':>9} {'drafted':>9} {'ratio':>7}  spread")
         decoding = Decoding(folder, args.tokens, clock)

@@ -146,17 +146,21 @@ def _config(shape: Shape, eos: int) -> dict[str, Any]:
 
 
 @contextmanager
-def chosen(shape: str | None, model: str) -> Iterator[tuple[str, str, Catalog]]:
+def chosen(
+    shape: str | None, model: str, *, dtype: str = "bfloat16"
+) -> Iterator[tuple[str, str, Catalog]]:
     """The model a benchmark was asked for: its name, its folder, and the catalog for both.
 
     Args:
         shape: one of `SHAPES`, made for the occasion; None takes `model`.
         model: a name for the catalog.
+        dtype: of a shape; see `make_shape`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if shape is not None:
             model = str(Path(scratch) / shape)
-            subprocess.run([sys.executable, "-m", "benchmarks.shapes", shape, model], check=True)
+            command = [sys.executable, "-m", "benchmarks.shapes", shape, model, "--dtype", dtype]
+            subprocess.run(command, check=True)
         catalog = Catalog()
         yield model, str(catalog.ensure(catalog.resolve(model)).path), catalog
 
