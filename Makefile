@@ -28,7 +28,7 @@ NPM := tests/server/npm
 CLIENTS := $(NPM)/node_modules/.installed
 AXE := tests/browser/axe
 BARRIERS := $(AXE)/node_modules/.installed
-SUITES := $(filter-out tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/ray tests/conftest.py %__pycache__,$(wildcard tests/*))
+SUITES := $(filter-out tests/pages tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/ray tests/conftest.py %__pycache__,$(wildcard tests/*))
 # What any backend can do. Faults and deaths are those of an engine that is at hand.
 CONTRACT := $(filter-out %_faults.py %_death.py,$(wildcard tests/engine/test_backend_*.py))
 
@@ -37,7 +37,7 @@ OPENWEBUI_VERSION := 0.12.4
 OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest test-next \
+.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest test-next \
 	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -55,6 +55,10 @@ test: $(STAMP) ## every test but the long ones, with coverage of guard and memor
 	$(BIN)/pytest $(SUITES) -m "not soak and not standard and not npm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
+
+# A page's examples need each other, so they stay in one process.
+test-docs: $(STAMP) ## run every block of Python and every command on the pages, ~3 minutes
+	$(BIN)/pytest tests/pages -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-notebooks: $(STAMP) ## run every notebook from its first cell to its last
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=1200 \
@@ -126,7 +130,7 @@ picture: $(STAMP) ## the picture in README.md: both demos anew, ~3 minutes (ARGS
 	$(if $(filter redraw,$(ARGS)),,$(BIN)/mlx-guarded demo --trace docs/images/incident-guarded.json)
 	$(BIN)/python docs/draw_incident.py
 
-docs: $(STAMP) ## build site/; broken links and examples that do not compile fail
+docs: $(STAMP) ## build site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP) ## run them and write their outputs (ARGS=rag for one)

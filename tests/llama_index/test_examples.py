@@ -1,10 +1,7 @@
-"""The examples in the docstrings and pages run, with small models in place of real ones."""
+"""The examples in the docstrings run, with small models in place of real ones."""
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +11,7 @@ from llama_index.llms.mlx_guarded import LlamaIndexCandidate, MLXGuarded, watch
 from mlx_guarded_llm import Backend
 from tests._examples import example_of
 from tests.conftest import MakeBackend, MakeModel
-from tests.llama_index._helpers import Fake, big, old_parts
-
-ROOT = Path(__file__).parents[2]
+from tests.llama_index._helpers import Fake, big
 
 
 @pytest.fixture
@@ -47,30 +42,3 @@ def test_the_example_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:
 
     exec(compile(example_of(watch), "watch", "exec"), {"watch": watch, "query_engine": Engine()})
     assert capsys.readouterr().out == ""
-
-
-PAGES = [
-    "docs/how-to/llama-index.md",
-    "integrations/llama-index-llms-mlx-guarded/README.md",
-    "integrations/llama-index-embeddings-mlx-guarded/README.md",
-]
-
-
-@old_parts
-@pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("page", PAGES)
-async def test_the_examples_of_a_page(page: str, scripted: MakeModel, embedder: MakeModel) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    code = "\n".join(blocks)
-    names = {
-        "smollm2-135m-bf16": scripted("Perhaps Paris."),
-        "smollm2-135m": scripted("Paris."),
-        "all-minilm-l6-v2": embedder(),
-    }
-    for name, folder in names.items():
-        code = code.replace(f'"{name}"', repr(folder))
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    running = eval(compile(code, page, "exec", flags=flags), {"__name__": "__main__"})
-    if running is not None:
-        await running

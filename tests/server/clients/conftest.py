@@ -11,10 +11,22 @@ import pytest
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.server.opening import make_catalog
+from tests.conftest import MakeModel
 
-from ..conftest import Running, running, settings_of
+from ..conftest import ANSWER, Running, running, settings_of
 
 ServeModule = Callable[..., Running]
+_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 19, "b": 23}}\n</tool_call>'
+
+
+def usual_models(scripted: MakeModel, embedder: MakeModel) -> dict[str, str]:
+    """One that answers `ANSWER`, one that adds with a tool, and one that embeds."""
+    adder = scripted(_CALL, tools=True, later=("It is 42.",), context_window=8192)
+    return {
+        "smollm2-135m": scripted(ANSWER),
+        "qwen3-4b": adder,
+        "all-minilm-l6-v2": embedder(),
+    }
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from pydantic import SecretStr
 
 from tests.conftest import MakeModel
 
-from .._pages import examples, models_of_pages, run_example
 from ..conftest import ANSWER, Running
-from .conftest import ServeModule
+from .conftest import ServeModule, usual_models
 
 KEY = SecretStr("none")
 # The tools of the suite, with the arguments that it looks for.
@@ -38,7 +37,7 @@ def server(serve_module: ServeModule, scripted: MakeModel, embedder: MakeModel) 
 
     return serve_module(
         models={
-            **models_of_pages(scripted, embedder),
+            **usual_models(scripted, embedder),
             "caller": calling(CALL),
             "customer": calling(CUSTOMER),
             "weather": calling(WEATHER),
@@ -210,10 +209,3 @@ def test_the_responses_api(server: Running) -> None:
 
 
 # ---- the page ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", examples("docs/how-to/clients/langchain.md"))
-def test_the_example_of_the_page(
-    server: Running, code: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_example(code, server, capsys)

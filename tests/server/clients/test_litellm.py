@@ -10,9 +10,8 @@ import pytest
 
 from tests.conftest import MakeModel
 
-from .._pages import examples, models_of_pages, run_example
 from ..conftest import ANSWER, Running
-from .conftest import ServeModule
+from .conftest import ServeModule, usual_models
 
 # Every call warns of something in litellm's own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,7 +45,7 @@ def server(
 ) -> Running:
     return serve_module(
         models={
-            **models_of_pages(scripted, embedder),
+            **usual_models(scripted, embedder),
             "thinker": scripted("<think>Well.</think>Paris.", thinking=True),
             "broken": {"model": tiny(nan=True), "retry": {"attempts": 1}},
         }
@@ -135,11 +134,3 @@ def test_retries_do_not_pile_up(litellm: Any, server: Running) -> None:
 
 
 # ---- the page ------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("litellm")
-@pytest.mark.parametrize("code", examples("docs/how-to/clients/litellm.md"))
-def test_the_example_of_the_page(
-    server: Running, code: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_example(code, server, capsys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import httpx
@@ -16,9 +15,8 @@ from pydantic import BaseModel, Field
 from tests.conftest import MakeModel
 from tests.llama_index._helpers import old_parts, user
 
-from .._pages import examples, models_of_pages, run_example
 from ..conftest import ANSWER, Running
-from .conftest import ServeModule
+from .conftest import ServeModule, usual_models
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def server(
 ) -> Running:
     return serve_module(
         models={
-            **models_of_pages(scripted, embedder),
+            **usual_models(scripted, embedder),
             "thinker": scripted("<think>Well.</think>Paris.", thinking=True),
             "noise": tiny(),
         }
@@ -127,17 +125,3 @@ def test_a_prompt_that_is_too_long(server: Running) -> None:
     assert raised.value.code == "context_length_exceeded"
     body: Any = raised.value.body
     assert body["context_window"] == 2048 and body["hint"] in str(raised.value)
-
-
-# ---- the page ------------------------------------------------------------------------
-
-
-@old_parts
-# The example leaves its connections to the end of its program.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("code", examples("docs/how-to/clients/llamaindex.md"))
-def test_the_example_of_the_page(
-    server: Running, code: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_example(code, server, capsys)
-    gc.collect()
