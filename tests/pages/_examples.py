@@ -6,6 +6,7 @@ how it is run:
 
     <!-- not run: REASON -->        what it needs is not here
     <!-- run before: CODE -->       lines of the same language that the reader has to imagine
+    <!-- file: NAME -->             what follows is the text of a file
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ELSEWHERE = {
     "opencode": "`make test-npm` runs it",
     "open-webui": "`make test-openwebui` runs it",
     "pip": "installs packages; tests/e2e/test_wheels.py installs the wheels",
+    "serve": "needs Ray; `make test-ray` runs it",
     "sudo": "changes the machine",
     "systemctl": "needs systemd",
     "uv": "installs packages; tests/e2e/test_wheels.py installs the wheels",
@@ -51,18 +53,19 @@ _BENCHMARK = re.compile(r"(\S*python|\$B|B=\S*python) (-m )?benchmarks|^\$B|^B="
 _PROGRAMS = {*ELSEWHERE, "curl", "mlx-guarded", "python", "$B"}
 _BIN = ".venv/bin/"  # where a clone has its programs
 
-_SAID = re.compile(r"<!-- (not run|run before):(.*?)-->", re.DOTALL)
+_SAID = re.compile(r"<!-- (not run|run before|file):(.*?)-->", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A block of Python, or one command.
+    """A block of Python, one command, or a file.
 
     Attributes:
         page: the path of its page, from the root.
         line: where it begins.
-        code: what is run.
-        before: what is run before it, in the same place.
+        language: "python", "shell" or "file".
+        code: what is run, or the text of the file.
+        before: what is run before it, in the same place; or the name of the file.
         shown: the lines below a command, up to the next.
         not_run: why it is not run, or "".
     """
@@ -105,18 +108,21 @@ def _examples(page: str, text: str, first: int) -> Iterator[Example]:
 
 
 def _is_command(text: str) -> bool:
-    return text.split()[0].removeprefix(_BIN) in _PROGRAMS
+    return text.split(maxsplit=1)[0].removeprefix(_BIN) in _PROGRAMS
 
 
 def _of_block(page: str, line: int, body: str, language: str, said: str) -> Iterator[Example]:
     match = _SAID.search(said)
     kind, words = (match[1], textwrap.dedent(match[2].lstrip(" ")).strip()) if match else ("", "")
     before, not_run = ("", words) if kind == "not run" else (words, "")
-    if language == "python":
+    if kind == "file":
+        yield Example(page, line, "file", body, before)
+    elif language == "python":
         yield Example(page, line, "python", body, before, not_run=not_run)
     elif language in ("console", "bash", "indented"):
-        for offset, command, shown in _commands(body, prompted=language == "console"):
-            command = command.replace(_BIN, "")
+        for offset, command, shown in _commands(
+            body.replace(_BIN, ""), prompted=language == "console"
+        ):
             why = not_run or _elsewhere(command)
             yield Example(page, line + offset, "shell", command, before, shown, why)
 

@@ -47,7 +47,7 @@ def models(
     large = scripted("It is Paris.", context_window=32_768)
     names = {
         "smollm2-135m": answering,
-        "smollm2-135m-bf16": scripted("It is Paris."),
+        "smollm2-135m-bf16": scripted("It is Paris.", context_window=8192),
         **dict.fromkeys(("phi3", "phi3-mini", "llama-3b", "llama-70b"), large),
         **dict.fromkeys(("qwen", "qwen3-4b"), adding),
         "all-minilm-l6-v2": embedder(),
@@ -164,6 +164,8 @@ class Page:
             if example.before:
                 self._python(example.before, example)
             self._python(example.code, example)
+        elif example.language == "file":
+            (self.folder / example.before).write_text(example.code)
         elif _SERVE.match(example.code):
             self._serve(example)
         else:
@@ -178,12 +180,14 @@ class Page:
         os.environ.clear()
         os.environ.update(self._environ)
 
-    def _python(self, code: str, example: Example) -> None:
+    def _python(self, source: str, example: Example) -> None:
         # Padded, so that a traceback has the lines of the page.
-        text = "\n" * (example.line - 1) + self._addressed(code)
+        text = "\n" * (example.line - 1) + self._addressed(source)
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         with chdir(self.folder):
-            running = eval(compile(text, example.page, "exec", flags=flags), self.names)
+            # Without the flags of this file, such as annotations that are only texts.
+            code = compile(text, example.page, "exec", flags=flags, dont_inherit=True)
+            running = eval(code, self.names)
             if running is not None:
                 asyncio.run(running)
 
