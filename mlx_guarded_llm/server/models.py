@@ -16,6 +16,7 @@ from ..backend import Backend, ModelInfo
 from ..errors import InvalidRequest
 from ..fallback import GuardedLLM, OpenAIModel, RetryPolicy
 from ..models import ModelCard
+from ..models.naming import split_options
 from .errors import HTTPError, refused
 from .opening import all_entries
 from .security import Client
@@ -23,6 +24,16 @@ from .settings import ModelEntry, Settings
 from .token_ids import check_setting
 
 SHOWN = 50  # names in an error
+
+
+def check_hosts(client: Client, options: Mapping[str, object]) -> None:
+    """Refuse a client that would have this server log in to other machines.
+
+    Raises:
+        HTTPError: there are hosts among the options, and the server is not the client's own.
+    """
+    if options.get("hosts") is not None and not client.owner:
+        raise refused("hosts is what only the server's settings may give.")
 
 
 @dataclass(frozen=True)
@@ -141,10 +152,12 @@ class ServedModels:
         """The model with this name or alias.
 
         Raises:
-            HTTPError: 404 that lists the models this client may use.
+            HTTPError: 404 that lists the models this client may use, or 400 for hosts that it
+                may not give.
         """
         meant = self._models.get(self._meant(name))
         if meant is None and (self.any_model or client.owner):
+            check_hosts(client, (split_options(name) or ("", {}))[1])
             meant = self._served(name, ModelEntry())
         if meant is None or not client.may_use(meant.name):
             names = [model.name for model in self.visible(client)]

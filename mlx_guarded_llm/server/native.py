@@ -38,7 +38,7 @@ from .bodies import read_body
 from .context import Context, client_of, require_admin
 from .errors import HTTPError, http_error, refused
 from .following import mark_of, position_of
-from .models import ServedModel
+from .models import ServedModel, check_hosts
 from .openai.errors import OpenAIError, error_body
 from .presence import while_there
 from .security import Client
@@ -49,7 +49,7 @@ logger = get_logger("server")
 Tell = Callable[[Frame], None]
 Handler = Callable[["Asked"], Awaitable[Any]]
 
-LOCAL = ("adapter_path", "hosts", "revision")  # options that only the settings may give
+LOCAL = ("adapter_path", "revision")  # options that only the settings may give
 
 
 class Asked:
@@ -86,6 +86,7 @@ class Asked:
         model = models.find(bare, self.client)
         model.check_local("asked by a backend")
         name = model.name
+        check_hosts(self.client, {**options, **self.options})
         if not models.is_named(bare):  # every name is served, with whatever options
             return self.call.model
         for option in () if self.client.owner else LOCAL:

@@ -137,6 +137,19 @@ def test_a_key_for_some_models_is_one_for_no_others(
         connect(running.url, key="o").generate(folder, "Hello")
 
 
+def test_a_client_has_the_server_log_in_nowhere(
+    serve: Serve, scripted: MakeModel, connect: Any
+) -> None:
+    folder = scripted("Rome.")
+    running = serve(models={"paris": folder}, any_model=True)
+    for model, options in (("paris", {"hosts": "local:2"}), (f"{folder}[hosts=local:2]", {})):
+        with pytest.raises(InvalidRequest, match="hosts is what only the server's settings"):
+            connect(running.url).generate(model, "Hello", **options)
+    body = {"model": f"{folder}[hosts=local:2]", "messages": [{"role": "user", "content": "Hello"}]}
+    reply = running.client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 400 and "hosts" in reply.json()["error"]["message"]
+
+
 PROGRAM = """
 import sys
 from mlx_guarded_llm import Backend, GuardedLLM
