@@ -133,6 +133,15 @@ picture: $(STAMP) ## the picture in README.md: both demos anew, ~3 minutes (ARGS
 docs: $(STAMP) ## build site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# Links within the site are those of `make docs`.
+.PHONY: links
+links: docs ## links of the site to other sites; skipped where these are out of reach
+	@curl -sI --max-time 20 https://github.com >/dev/null || \
+		{ echo "SKIPPED: there is no network"; exit 0; } && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/links.txt && \
+	find site -name '*.html' -exec $(BIN)/linkchecker --no-status --no-warnings --check-extern \
+		--recursion-level=1 --ignore-url='^file:' {} +
+
 notebooks: $(STAMP) ## run them and write their outputs (ARGS=rag for one)
 	$(BIN)/python notebooks/run.py $(ARGS)
 
