@@ -40,7 +40,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "and check them.",
         "demo": "Replay the incident: a model is loaded while another one answers.",
         "fit": "Tell whether models fit into memory together, before any is downloaded.",
-        "doctor": "Check that everything works on this machine.",
+        "doctor": "Check that everything works here, and tell why a server is slow or waits.",
         "trace": "Show a trace that --trace or backend.write_trace wrote.",
     },
 }

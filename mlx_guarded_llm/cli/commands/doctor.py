@@ -1,4 +1,4 @@
-"""`mlx-guarded doctor`: does it work here, and what to do if not."""
+"""`mlx-guarded doctor`: does it work here, why is a server slow, and what to do."""
 
 from __future__ import annotations
 
@@ -9,26 +9,42 @@ from rich.table import Table
 from rich.text import Text
 
 from ...record.phrases import counted
-from .. import reporting
-from ..console import harmless, out
+from .. import arguments, backends, reporting
+from ..console import harmless, out, say
 from ..doctor.checks import Check, checks
+from ..doctor.server import of_server
 
 
 def doctor(
     online: Annotated[
         bool, typer.Option("--online", help="Also test whether the model hub can be reached.")
     ] = False,
+    url: arguments.Url = None,
+    local: arguments.Local = False,
 ) -> None:
-    """Check that everything works on this machine.
+    """Check that everything works here, and tell why a server is slow or waits.
 
-    It makes a tiny model in a temporary folder, loads it and lets it generate.
+    On this machine it makes a tiny model in a temporary folder, loads it and
+    lets it generate. With --url only that server is looked at: who waits for
+    whom, what was evicted again and again, what died, where the time goes.
+    Will two models fit? `mlx-guarded fit` tells.
+
     The exit code is 1 when something is wrong.
 
-    [dim]mlx-guarded doctor[/dim]
+    [dim]mlx-guarded doctor
+    mlx-guarded doctor --url http://127.0.0.1:8080[/dim]
     """
+    server = backends.find_server(url=url, local=local)
     problems = 0
-    with out().status("trying it out"):
-        for check in checks(online=online):
+    if url is None:
+        with out().status("trying it out"):
+            for check in checks(online=online):
+                problems += not check.ok
+                out().print(row(check))
+    if server is not None:
+        if url is None:
+            say(out(), Text(f"\nThe server at {server}:", style="bold"))
+        for check in of_server(server):
             problems += not check.ok
             out().print(row(check))
     if problems:

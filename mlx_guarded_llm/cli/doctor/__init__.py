@@ -1,1 +1,5 @@
-"""Parts of `mlx-guarded doctor`: its `checks`, and the `trial_model` that one of them loads."""
+"""Parts of `mlx-guarded doctor`.
+
+`checks` are those of this machine, and `trial_model` is what one of them loads. `server` asks a
+server how it is, and `diagnosis` says what that means.
+"""

@@ -28,6 +28,8 @@ LEAST_FREE = 2_000_000_000  # bytes; a small model and room to work
 RECENT = timedelta(days=7)
 _SHOWN_CRASHES = 3
 _TRIAL_TOKENS = 16
+_MUCH_SWAPPED = 2_000_000_000  # bytes
+_NVIDIA = Path("/dev/nvidia0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,9 @@ def checks(*, online: bool = False) -> Iterator[Check]:
         yield disk(catalog.cache_dir)
         yield crashes(catalog.cache_dir)
     yield memory()
+    yield from swapped()
     yield pip()
+    yield from idle_gpu()
     yield from trial()
     if online:
         yield hub()
@@ -198,6 +202,40 @@ def memory() -> Check:
         )
     text = listed(others) or "no other program holds any for models"
     return Check(name="memory", ok=True, text=text)
+
+
+def swapped() -> Iterator[Check]:
+    """Memory on the disk, which makes everything slow."""
+    import psutil
+
+    used = int(psutil.swap_memory().used)
+    if used >= _MUCH_SWAPPED:
+        yield Check(
+            name="swap",
+            ok=True,
+            text=f"{size(used)} of memory are swapped out",
+            hint="A model that is swapped out is slow. Lower memory_budget, or end what is not "
+            "needed.",
+        )
+
+
+def idle_gpu() -> Iterator[Check]:
+    """A GPU that MLX cannot use, because the back end for the CPU is installed."""
+    if _NVIDIA.exists() and _installed("mlx-cpu"):
+        yield Check(
+            name="gpu",
+            ok=False,
+            text="there is an NVIDIA GPU, and MLX has its back end for the CPU, which is slow",
+            hint='pip uninstall mlx-cpu, then pip install "mlx-guarded-llm[cuda13]", or [cuda12].',
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def pip() -> Check:

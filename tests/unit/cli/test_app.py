@@ -13,8 +13,8 @@ from mlx_guarded_llm.cli.overview import PANELS
 
 from .conftest import Run
 
-LOCAL = ("serve", "config", "demo", "fit", "doctor", "trace", "pull", "rm")
-EITHER = ("run", "chat", "embed", "models")
+LOCAL = ("serve", "config", "demo", "fit", "trace", "pull", "rm")
+EITHER = ("run", "chat", "embed", "models", "doctor")
 REMOTE = (
     *("status", "stop", "load", "unload", "unpin", "forgive"),
     *("cancel", "explain", "timeline", "events"),
