@@ -181,3 +181,24 @@ def test_other_programs_that_hold_memory(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = checks.memory()
     assert not found.ok and "cannot be counted" in found.text
     assert runtime_folder.VARIABLE in found.hint
+
+
+def test_memory_that_is_swapped_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.swap_memory", lambda: Usage(9 * 10**9, 5 * 10**9, 4 * 10**9))
+    done = run("doctor")
+    assert done.exit_code == 0
+    assert "5 GB of memory are swapped out" in done.stdout
+
+
+def test_a_gpu_that_stands_idle(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = tmp_path / "nvidia0"
+    monkeypatch.setattr(checks, "_NVIDIA", device)
+    monkeypatch.setattr(checks, "_installed", lambda name: name == "mlx-cpu")
+    assert "problem gpu" not in run("doctor").stdout
+    device.touch()
+    done = run("doctor")
+    assert done.exit_code == 1
+    assert "problem gpu" in done.stdout
+    assert "cuda13" in done.stdout
+    monkeypatch.setattr(checks, "_installed", lambda name: False)
+    assert "problem gpu" not in run("doctor").stdout
