@@ -62,7 +62,7 @@ _GATHER = 0.05
 _LOOK = 0.0005
 _NOT_THERE = (ImportError, SystemExit)  # a module may call sys.exit() when it is imported
 _DOCTOR = "`mlx-guarded doctor` may tell more."
-_NETWORKS = ("[ring]", "[jaccl]")  # how MLX's errors about the other ranks begin
+_NETWORKS = ("[ring]", "[jaccl]")  # in MLX's errors about the other ranks
 _NOTICED = 3.0  # seconds in which it is noticed that the process of another rank has ended
 _HURRY = 2  # extra steps of a model that is about to produce the first token of an answer
 
@@ -214,7 +214,10 @@ class Engine:
         try:
             generation.cached_tokens = resident.decoder.insert(prepared.entry)
         except Exception as error:
-            self._emit(Ended(request_id=request_id, error=_failure(error)))
+            if resident.split:
+                self._condemn(resident, error)
+            else:
+                self._emit(Ended(request_id=request_id, error=_failure(error)))
             return
         self._observers.generation_began(resident.name, request_id)
         if not self._generations:
@@ -281,9 +284,7 @@ class Engine:
         if resident.split:
             self._observers.failed("step", resident.name)
             text = f"{type(error).__name__}: {error}"
-            gone = str(error).startswith(_NETWORKS)
-            if gone and self._ranks is not None:
-                self._ranks.await_loss(_NOTICED)
+            gone = self._is_loss(error)
             self._break(EngineDied(f"a step of several ranks failed ({text})."), lost=gone)
             return
         if self._residency.condemns_process(error):
@@ -301,6 +302,13 @@ class Engine:
         error.__traceback__ = None  # its frames hold the batch
         resident.rebuild()
         gc.collect()  # the old batch's generators must end on this thread
+
+    def _is_loss(self, error: Exception) -> bool:
+        """Whether MLX says that it lost another rank. If its end was noticed, that was told."""
+        lost = self._ranks is not None and any(name in str(error) for name in _NETWORKS)
+        if lost and self._ranks is not None:
+            self._ranks.await_loss(_NOTICED)
+        return lost
 
     def _die(self, error: BaseException) -> None:
         """Something failed that never should. No engine is better than a wrong one."""
@@ -381,6 +389,9 @@ class Engine:
                 progress=progress,
                 stop=lambda: self._thread.stopping,
             )
+        if error is not None and self._is_loss(error):
+            self._break(EngineDied(error.message), lost=True)  # the load is tried again
+            return
         if resident is not None:
             self._residents[command.model] = resident
             self._gather_until = time.monotonic() + _GATHER

@@ -48,11 +48,6 @@ class Host:
     rdma: tuple[Any, ...] = ()
     python: str = ""
 
-    @property
-    def local(self) -> bool:
-        """It is this machine by its very name."""
-        return self.ssh in _LOCAL
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
@@ -72,11 +67,14 @@ class Hosts:
     def __len__(self) -> int:
         return len(self.hosts)
 
+    def is_here(self, host: Host) -> bool:
+        """Whether a rank runs on this machine, which is that of the first."""
+        return host.ssh in (*_LOCAL, self.hosts[0].ssh)
+
     @property
     def here(self) -> int:
         """How many ranks run on this machine."""
-        first = self.hosts[0].ssh
-        return sum(host.local or host.ssh == first for host in self.hosts)
+        return sum(map(self.is_here, self.hosts))
 
     def __str__(self) -> str:
         return ", ".join(host.ssh for host in self.hosts)

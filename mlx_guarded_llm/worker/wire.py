@@ -17,6 +17,7 @@ from ..engine.protocol import EngineOptions
 from ..errors import EngineDied
 
 PROTOCOL = 4  # of this module and `engine.protocol`; raised when either changes
+MARK = b"\0mlx-guarded-rank\0"  # before the first frame of another rank, which a shell may start
 MAX_FRAME = 4 * 1024**3  # bytes; real messages are far smaller, nonsense is mostly larger
 
 _HEADER = struct.Struct("!Q")

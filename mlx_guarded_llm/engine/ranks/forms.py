@@ -27,7 +27,6 @@ def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
         variables["MLX_JACCL_COORDINATOR"] = f"{first}:{free_ports(first, 1)[0]}"
         if hosts.network == "jaccl-ring":
             variables["MLX_JACCL_RING"] = "1"
-    first_name = hosts.hosts[0].ssh
     return [
         Form(
             rank=rank,
@@ -37,7 +36,7 @@ def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
             files=files,
             listen=addresses[rank],
             reach=addresses[(rank + 1) % len(hosts)],
-            here=host.local or host.ssh == first_name,
+            here=hosts.is_here(host),
         )
         for rank, host in enumerate(hosts.hosts)
     ]

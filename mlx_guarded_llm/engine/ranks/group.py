@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
 from ...errors import ModelUnsupported
 from ...models.config import text_config
@@ -68,23 +67,14 @@ class Group:
         most, negated = values
         return bool(most == -negated)
 
-    def alike(self, model: Any, files: ModelFiles, *, together: bool, kept: int) -> int:
-        """Make sure that all ranks treat the caches of a model alike; its parts may differ.
-
-        Args:
-            together: whether this rank would decode its requests as one batch.
-            kept: the longest prompt that this rank would keep, in tokens.
-
-        Returns:
-            The longest prompt that is kept: 0 if the ranks differ.
+    def check_alike(self, files: ModelFiles, *facts: bool) -> None:
+        """Make sure that these are true of every rank's part of a model, or false of every one's.
 
         Raises:
             ModelUnsupported: the ranks would not take the same steps.
         """
-        cuts = can_trim_prompt_cache(make_prompt_cache(model))
-        if not self.agree(2 * together + cuts):
+        if not self.agree(sum(fact << i for i, fact in enumerate(facts))):
             raise _unsupported(files, "has layers of several kinds, in which its parts differ")
-        return kept if self.agree(min(kept, 2**30)) else 0
 
     def split(self, model: Any, files: ModelFiles) -> None:
         """Leave of a model only what this rank computes. Its weights must not be evaluated yet.

@@ -27,8 +27,8 @@ from .cache_growth import keep_own_attention
 from .device import on_cuda
 from .device_memory import release, wire_memory
 from .drafting import check_tokens, drafting
-from .keepable import keepable_tokens
-from .prefix import PrefixCaches
+from .keepable import keepable_tokens, trimmable_tokens
+from .prefix import UNBOUNDED, PrefixCaches
 
 logger = get_logger("engine")
 
@@ -257,7 +257,8 @@ class Residency:
         together = whole and batchable(model)
         kept = keepable_tokens(model) if whole and self.prefixes.max_bytes else 0
         if group is not None:
-            kept = group.alike(model, files, together=together, kept=kept)
+            group.check_alike(files, together, trimmable_tokens(model) == UNBOUNDED)
+            kept = kept if group.agree(min(kept, 2**30)) else 0
         drafts = drafting(
             model,
             files,

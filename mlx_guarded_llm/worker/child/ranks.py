@@ -21,7 +21,7 @@ from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidReque
 from ...logs import get_logger
 from ...models.hosts import Host, Hosts
 from ...version import __version__
-from ..wire import PROTOCOL, FrameReader, frame, read_greeting
+from ..wire import MARK, PROTOCOL, FrameReader, frame, read_greeting
 
 logger = get_logger("worker")
 
@@ -45,6 +45,7 @@ class RankProcess:
     Args:
         rank: its number.
         host: where it runs.
+        here: that is this machine.
         path: where this process finds its package, and other modules.
         gone: called on another thread when it ended and nobody asked for that.
 
@@ -53,22 +54,23 @@ class RankProcess:
     """
 
     def __init__(
-        self, rank: int, host: Host, path: str, gone: Callable[[RankProcess], None]
+        self, rank: int, host: Host, here: bool, path: str, gone: Callable[[RankProcess], None]
     ) -> None:
         self.rank = rank
         self.host = host
+        self.here = here
         self.asked = False
         self._gone = gone
         self._stderr = b""
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             self._popen = subprocess.Popen(
-                _command(host),
+                _command(host, here),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=os.environ | {"MLX_GUARDED_WORKER_PATH": path} if host.local else None,
+                env=os.environ | {"MLX_GUARDED_WORKER_PATH": path} if here else None,
             )
         except OSError as error:
             raise HostUnavailable(
@@ -147,7 +149,7 @@ class RankProcess:
         return HostUnavailable(
             text,
             hint=""
-            if self.host.local
+            if self.here
             else f"Try `ssh {self.host.ssh} {shlex.quote(self.host.python or sys.executable)} "
             f"-m {_MODULE} --version`.",
         )
@@ -165,9 +167,15 @@ class RankProcess:
 
     def _read_answers(self) -> None:
         reader = FrameReader()
+        before: bytes | None = b""  # what a shell says before the program starts; None after that
         assert self._popen.stdout is not None
         try:
             while data := self._popen.stdout.read(65536):
+                if before is not None:
+                    said, begins, data = (before + data).partition(MARK)
+                    before = None if begins else said[-_KEPT:]
+                    if not begins:
+                        continue
                 for message in reader.feed(data):
                     self._answers.put(message)
         except EngineDied as error:
@@ -225,7 +233,7 @@ class StartedRanks:
     def _start(self, hosts: Hosts) -> None:
         until = time.monotonic() + self._patience
         for rank, host in enumerate(hosts.hosts[1:], start=1):
-            self._ranks += (RankProcess(rank, host, self._path, self._gone),)
+            self._ranks += (RankProcess(rank, host, hosts.is_here(host), self._path, self._gone),)
         for each in self._ranks:
             _check_version(each, each.answer(until))
         for each in self._ranks:
@@ -239,7 +247,12 @@ class StartedRanks:
     def answers(self, seconds: float | None) -> list[Done]:
         """See `Ranks.answers`."""
         until = None if seconds is None else time.monotonic() + seconds
-        return [rank.answer(until) for rank in self._ranks]
+        try:
+            return [rank.answer(until) for rank in self._ranks]
+        except HostUnavailable:
+            if self._formed:
+                self.await_loss(_LAST)
+            raise
 
     def formed(self) -> None:
         """See `Ranks.formed`."""
@@ -288,9 +301,9 @@ def _check_version(rank: RankProcess, message: Any) -> None:
         )
 
 
-def _command(host: Host) -> Sequence[str]:
+def _command(host: Host, here: bool) -> Sequence[str]:
     python = host.python or sys.executable
-    if host.local:
+    if here:
         return [python, "-P", "-u", "-X", "faulthandler", str(_PROGRAM), "rank"]
     options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT}"]
     options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]

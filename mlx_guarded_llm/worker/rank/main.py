@@ -17,7 +17,7 @@ from ...engine.ranks.orders import Done
 from ...engine.thread import mlx_thread
 from ...errors import HostUnavailable
 from ...version import __version__
-from ..wire import PROTOCOL, FrameReader, Hello, frame, greeting
+from ..wire import MARK, PROTOCOL, FrameReader, Hello, frame, greeting
 
 _FAILED = 72  # exit status after an order that could not be carried out
 _GRACE = 5.0  # seconds to free everything
@@ -33,7 +33,7 @@ def main() -> NoReturn:
         python=platform.python_version(),
         at=time.monotonic(),
     )
-    _write(answers, greeting(hello))
+    _write(answers, MARK + greeting(hello))
     rank = _Rank(answers)
     mlx_thread().post(rank.open)
     reader = FrameReader()

@@ -26,7 +26,7 @@ def write(folder: Path, content: Any) -> str:
 def test_processes_of_this_machine() -> None:
     group = read_hosts("local:3")
     assert (len(group), group.here, group.network, group.sharding) == (3, 3, "ring", None)
-    assert all(host.local for host in group.hosts)
+    assert all(map(group.is_here, group.hosts))
     assert str(group) == "127.0.0.1, 127.0.0.1, 127.0.0.1"
 
 
