@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..back_end import BACK_END_HINT
+from ..back_end import import_hint
 from ..errors import EngineDied
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def this_machine(memory_budget: str | None) -> MemoryLimits:
     try:
         import mlx.core as mx
     except ImportError as error:
-        raise EngineDied(f"MLX cannot be used ({error}).", hint=BACK_END_HINT) from error
+        raise EngineDied(f"MLX cannot be used ({error}).", hint=import_hint()) from error
 
     from ..backend.options import byte_size
     from ..memory.budget import limits

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..back_end import BACK_END_HINT
+from ..back_end import import_hint
 from ..errors import (
     BackendClosed,
     EngineDied,
@@ -446,7 +446,7 @@ def _hint(error: BaseException) -> str:
         return f"{files[0]} is taken for an installed package: rename it."
     if working_folder_gone():
         return "The working folder has been removed: change to another one first."
-    return BACK_END_HINT if isinstance(error, _NOT_THERE) else _DOCTOR
+    return import_hint() if isinstance(error, _NOT_THERE) else _DOCTOR
 
 
 def _failure(error: Exception) -> GuardedLLMError:

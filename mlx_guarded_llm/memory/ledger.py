@@ -331,7 +331,8 @@ class Ledger:
             f"the budget is {self.budget_bytes / GIB:.2f} GiB.",
             needed_bytes=needed,
             budget_bytes=self.budget_bytes,
-            hint="Raise memory_budget, lower max_tokens, unpin a model, or take a smaller one.",
+            hint="Raise memory_budget, lower max_tokens, unpin a model, or take a smaller one; "
+            "`mlx-guarded fit` tells what fits.",
         )
 
     def _held_elsewhere(self, what: str, needed: int) -> MemoryRefused:

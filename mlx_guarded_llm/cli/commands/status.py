@@ -97,7 +97,8 @@ def _show(found: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for label, text in _lines(found):
         table.add_row(Text(label, style="dim"), harmless(text))
-    out().print(table)
+    if table.row_count:
+        out().print(table)
     if "error" in found:
         reporting.show_error(found["error"], found["hint"])
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...back_end import import_hint, misfits
 from ...errors import GuardedLLMError
 from ...holder import listed
 from ...record.phrases import listing, rate, seconds, size
@@ -82,6 +83,8 @@ def packages() -> Check:
             text=f"{listing(missing)} not installed ({', '.join(found)})",
             hint="Install it anew: pip install mlx-guarded-llm (Linux: mlx-guarded-llm[cpu]).",
         )
+    if misfits():
+        return Check(name="packages", ok=False, text=", ".join(found), hint=import_hint())
     return Check(name="packages", ok=True, text=", ".join(found))
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ...back_end import BACK_END_HINT
+from ...back_end import import_hint
 from ...errors import InvalidRequest, PullFailed
 from ..disk import require_space, tree_size
 from ..processes import run_watched
@@ -113,7 +113,7 @@ def _convert(source: Path, work: Path, *, dequantize: bool, progress: OnProgress
         report = "If the disk has room, report this with the name of the file."
         raise PullFailed(
             f"importing {source.name} failed: {ended.last_line}",
-            hint=BACK_END_HINT if no_mlx else report,
+            hint=import_hint() if no_mlx else report,
         )
     watch()
 

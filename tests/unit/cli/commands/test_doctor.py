@@ -202,3 +202,8 @@ def test_a_gpu_that_stands_idle(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "cuda13" in done.stdout
     monkeypatch.setattr(checks, "_installed", lambda name: False)
     assert "problem gpu" not in run("doctor").stdout
+
+
+def test_a_version_that_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "misfits", lambda: ["mlx-lm 0.1 is installed"])
+    assert "problem packages" in run("doctor").stdout
