@@ -116,6 +116,38 @@ def _messages(name: str) -> list[str]:
     return ["", f'??? note "Its messages ({len(found)})"', "", *_indented(rows.splitlines())]
 
 
+def http_errors() -> str:
+    """Every status and code of the HTTP API, and the error or the message behind it."""
+    rows = {
+        (*status_and_code(kind), f"[{kind.__name__}](#{kind.__name__.lower()})")
+        for kind in error_classes()
+    }
+    for call in _calls("mlx_guarded_llm/server"):
+        match _called(call), call.args:
+            case "HTTPError", [ast.Constant(int(status)), ast.Constant(str(code)), message, *_]:
+                rows.add((status, code, _written(message)))
+            case "too_large", _:
+                for key in call.keywords:
+                    if key.arg == "status" and isinstance(key.value, ast.Constant):
+                        rows.add((int(str(key.value.value)), "too_large", ""))
+            case "refused", [message, *_]:
+                codes = [key.value for key in call.keywords if key.arg == "code"]
+                rows |= {(400, code, _written(message)) for code in map(_written, codes) if code}
+    shown = sorted(rows)
+    return table(
+        ("status", "code", "error, or message"),
+        [(str(status), f"`{code}`", words) for status, code, words in shown],
+    )
+
+
+def _calls(folder: str) -> Iterator[ast.Call]:
+    """Every call in the sources of a folder."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield node
+
+
 @cache
 def raised() -> Mapping[str, Mapping[str, str]]:
     """The hint of each message, by class of error, as the source has them.
@@ -124,13 +156,12 @@ def raised() -> Mapping[str, Mapping[str, str]]:
     """
     names = {kind.__name__ for kind in error_classes()}
     found: dict[str, dict[str, str]] = {}
-    for path in sorted((ROOT / "mlx_guarded_llm").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and node.args and (name := _called(node)) in names:
-                message = _written(node.args[0])
-                hints = [key.value for key in node.keywords if key.arg == "hint"]
-                if message:
-                    found.setdefault(name, {})[message] = _written(hints[0]) if hints else ""
+    for call in _calls("mlx_guarded_llm"):
+        if call.args and (name := _called(call)) in names:
+            message = _written(call.args[0])
+            hints = [key.value for key in call.keywords if key.arg == "hint"]
+            if message:
+                found.setdefault(name, {})[message] = _written(hints[0]) if hints else ""
     return found
 
 
@@ -144,6 +175,8 @@ def _written(text: ast.expr) -> str:
     match text:
         case ast.Constant(str(value)):
             return value
+        case ast.IfExp():
+            return " / ".join(filter(None, map(_written, (text.body, text.orelse))))
         case ast.JoinedStr():
             shown = [part.value if isinstance(part, ast.Constant) else "…" for part in text.values]
             written = re.sub("…[… ]*…", "…", "".join(map(str, shown)))
@@ -412,5 +445,6 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
-    part.__name__: part for part in (errors, events, metrics, settings, commands, http_api)
+    part.__name__: part
+    for part in (errors, http_errors, events, metrics, settings, commands, http_api)
 }
