@@ -119,15 +119,13 @@ class Serving:
             return
         self._outbox.put(pack_outcome(report) if isinstance(report, JobEnded) else report)
         if isinstance(report, Broken):
+            self.unasked = True  # what it still has goes on in the next engine
             self.exit_code = CONDEMNED
             self._socket.shutdown(socket.SHUT_RD)  # `serve` comes to its end
 
     def _rank_lost(self, error: GuardedLLMError, outside: bool) -> None:
         """Another rank is gone, and with it a part of a model. On another thread."""
-        if self.unasked:
-            return
         self._emit(Broken(error, lost=outside))
-        self.unasked = True  # its requests go on in the next engine
 
     def _unsendable(self, error: Exception) -> None:
         traceback.print_exception(error)
