@@ -14,14 +14,14 @@
 # %% [markdown]
 # # Agents over several local models
 #
-# A planner on a large model, a worker with tools on a small one, and a writer on the large one
-# again. Each step says where its answer came from. Then the planner's model fails, and we see
-# what happens to the chain.
+# A planner on a large model, a worker with tools on a small one, and a writer on a third. Each
+# step says where its answer came from. Then the planner's model fails, and we see what happens
+# to the chain.
 #
-# To run anywhere, this page uses two versions of SmolLM2 with 135 million parameters. All
-# answers below are real. Models this small need help to plan and to call tools: the plan is
-# held to a schema, and the worker is forced to call its tool. On a Mac use `"llama-70b"` and
-# `"qwen3-4b"`, and leave that out.
+# To run anywhere, this page uses three versions of SmolLM2 with 135 million parameters: in 16
+# bits, in 4, and in 4 with a KV cache of 8 bits. All answers below are real. Models this small
+# need help to plan and to call tools: the plan is held to a schema, and the worker is forced to
+# call its tool. On a Mac use `"llama-70b"`, `"qwen3-4b"` and `"gemma3-4b"`, and leave that out.
 
 # %%
 from IPython.display import display
@@ -36,6 +36,7 @@ from mlx_guarded_llm import Backend, ProgressBars, Provenance, taint
 
 LARGE = "smollm2-135m-bf16"
 SMALL = "smollm2-135m"
+WRITER = "smollm2-135m[kv_bits=8]"
 
 backend = Backend(on_progress=ProgressBars())
 
@@ -53,7 +54,7 @@ class Plan(BaseModel):
 
 
 def make_planner(backend=backend, **options):
-    chat = ChatMLXGuarded(model=LARGE, backend=backend, max_tokens=48, **options)
+    chat = ChatMLXGuarded(model=LARGE, backend=backend, max_tokens=40, **options)
     return chat.with_structured_output(Plan, include_raw=True)
 
 
@@ -102,7 +103,7 @@ def chain(planner):
     task = HumanMessage(f"What is the weather in {plan.city}?")
     worked = worker.invoke({"messages": [task]})["messages"]
     brief = HumanMessage(f"{worked[-1].content}\n\n{plan.question} Answer in one sentence.")
-    writer = ChatMLXGuarded(model=LARGE, backend=backend, max_tokens=40)
+    writer = ChatMLXGuarded(model=WRITER, backend=backend, max_tokens=24)
     return [ASK, planned["raw"], *worked, brief, writer.invoke([brief])]
 
 
@@ -181,7 +182,7 @@ print("may be used:", not steps[-1])
 #
 # ## Who did what when
 #
-# Two models took turns on one thread, and no load overlapped an answer.
+# Three models took turns on one thread, and no load overlapped an answer.
 
 # %%
 backend.timeline()

@@ -74,7 +74,7 @@ backend.close()
 backend = Backend(load_wait=2.0, fairness_window=1.0, on_progress=ProgressBars())
 
 long_answer = backend.stream(
-    SMALL, "Tell me a story about a lighthouse.", max_tokens=64, request_id="long-answer"
+    SMALL, "Tell me a story about a lighthouse.", max_tokens=40, request_id="long-answer"
 )
 first = next(long_answer)  # it has begun
 

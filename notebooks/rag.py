@@ -89,7 +89,7 @@ chain = (
 
 # %%
 small = backend.stream(
-    SMALL, "Tell me about life in a harbour town.", max_tokens=64, request_id="long-answer"
+    SMALL, "Tell me about life in a harbour town.", max_tokens=40, request_id="long-answer"
 )
 first = next(small)  # it has begun
 
@@ -114,7 +114,7 @@ print(backend.explain("long-answer"))
 
 # %% [markdown]
 # The small model lost nothing. It stood still, went on where it had stopped, and ended when its
-# 64 tokens were used up.
+# 40 tokens were used up.
 
 # %%
 print(report)
