@@ -28,16 +28,19 @@ NPM := tests/server/npm
 CLIENTS := $(NPM)/node_modules/.installed
 AXE := tests/browser/axe
 BARRIERS := $(AXE)/node_modules/.installed
-SUITES := $(filter-out tests/pages tests/standard tests/soak tests/openwebui tests/browser tests/installed tests/ray tests/conftest.py %__pycache__,$(wildcard tests/*))
+SUITES := $(filter-out tests/pages tests/standard tests/soak tests/openwebui tests/browser tests/jupyter tests/installed tests/ray tests/conftest.py %__pycache__,$(wildcard tests/*))
 # What any backend can do. Faults and deaths are those of an engine that is at hand.
 CONTRACT := $(filter-out %_faults.py %_death.py,$(wildcard tests/engine/test_backend_*.py))
 
 # Open WebUI has pins of its own, for nearly all that it installs.
 OPENWEBUI_VERSION := 0.12.4
 OPENWEBUI := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/open-webui-$(OPENWEBUI_VERSION)
+# So has JupyterLab: its kernels are of .venv, and it is no part of that.
+JUPYTERLAB_VERSION := 4.6.6
+JUPYTERLAB := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/jupyterlab-$(JUPYTERLAB_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-ray test-remote test-lowest test-newest test-next \
+.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-remote test-lowest test-newest test-next \
 	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -87,6 +90,11 @@ test-standard: $(STAMP) ## the frameworks' own integration suites, ~8 minutes
 test-openwebui: $(STAMP) $(OPENWEBUI)/.built ## Open WebUI in a browser (needs chromium), ~5 minutes
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/browser.txt
 	OPENWEBUI=$(OPENWEBUI)/bin/open-webui $(BIN)/pytest tests/openwebui -n 0 $(ARGS)
+
+test-jupyter: $(STAMP) $(JUPYTERLAB)/.built ## notebooks in JupyterLab, in Chromium, ~8 minutes
+	tests/browser/install-chromium
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/browser.txt
+	JUPYTERLAB=$(JUPYTERLAB)/bin/jupyter $(BIN)/pytest tests/jupyter -n 0 $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -182,6 +190,11 @@ $(OPENWEBUI)/.built: | $(STAMP)
 		open-webui==$(OPENWEBUI_VERSION)
 	$(BIN)/uv pip install --quiet --python $(OPENWEBUI)/bin/python \
 		-r $(OPENWEBUI)/lib/python*/site-packages/requirements-slim.txt
+	@touch $@
+
+$(JUPYTERLAB)/.built: | $(STAMP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(JUPYTERLAB)
+	$(BIN)/uv pip install --quiet --python $(JUPYTERLAB)/bin/python jupyterlab==$(JUPYTERLAB_VERSION)
 	@touch $@
 
 # `uv pip sync` removes what is not listed, so a change of EXTRA leaves no second back end.

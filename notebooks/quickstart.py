@@ -120,7 +120,7 @@ backend.models()
 from mlx_guarded_llm.errors import FallbackRefused
 
 backend.close()
-backend = Backend(memory_budget="200MB", on_progress=ProgressBars())
+backend = Backend(memory_budget="200MB", count_others=False, on_progress=ProgressBars())
 
 llm = GuardedLLM(backend, LARGE, fallbacks=[SMALL], max_tokens=16)
 try:

@@ -7,8 +7,10 @@ import queue
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar, cast
 
+from ..display import in_notebook
 from ..errors import GuardedLLMError, RequestTimeout
 from ..results import Chunk, Collector, Result
 
@@ -17,10 +19,36 @@ Item = Chunk | GuardedLLMError
 Put = Callable[[Any], None]  # of an item of a stream, or of what a promise is for
 Cancel = Callable[[str], None]
 
+STOP_DELAY = 0.3  # seconds, at most, until the stop button of a notebook ends an `await`
+
 
 def is_last(item: Item) -> bool:
     """Whether it is the last item of its stream."""
     return not isinstance(item, Chunk) or item.finish_reason is not None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a notebook's stop button end the cell that awaits in the block.
+
+    ipykernel cancels the cell's task from a signal handler, which does not wake the event loop.
+    So here the loop does not sleep for long.
+    """
+    if not in_notebook():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def wake() -> None:
+        nonlocal timer
+        timer = loop.call_later(STOP_DELAY, wake)
+
+    wake()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Promise(Generic[T]):
@@ -86,8 +114,9 @@ class Promise(Generic[T]):
     async def wait_async(self, timeout: float | None = None, *, give_up: Callable[[], None]) -> T:
         """As `wait`, in the event loop it was made in."""
         try:
-            async with asyncio.timeout(timeout):
-                await self._signal.wait()
+            with stoppable():
+                async with asyncio.timeout(timeout):
+                    await self._signal.wait()
         except TimeoutError:
             pass
         except BaseException:  # CancelledError
@@ -295,7 +324,8 @@ class AsyncStream:
         if self._over:
             raise StopAsyncIteration
         try:
-            item = await self.mail.items.get()
+            with stoppable():
+                item = await self.mail.items.get()
         except BaseException:  # CancelledError
             await self.aclose()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -117,6 +118,16 @@ def begin(lab: Lab, name: str, model: str, *cells: str) -> Notebook:
     return opened
 
 
+def stop(opened: Notebook) -> None:
+    """Stop the second cell. What is run before a failed cell has ended is not run at all."""
+    from playwright.sync_api import expect
+
+    opened.stop()
+    outputs = opened.page.locator(".jp-CodeCell").nth(1)
+    expect(outputs).to_contain_text(re.compile("KeyboardInterrupt|CancelledError"))
+    opened.ended()
+
+
 @pytest.mark.parametrize("way", CELLS)
 def test_it_ends_what_a_cell_does_and_the_cell_can_be_run_again(
     lab: Lab, endless: str, way: str
@@ -125,12 +136,10 @@ def test_it_ends_what_a_cell_does_and_the_cell_can_be_run_again(
 
     opened = begin(lab, f"stop-{way}", endless, CELLS[way], AFTER)
     for _ in range(2):
-        opened.stop()
-        outputs = opened.page.locator(".jp-CodeCell").nth(1)
-        expect(outputs).to_contain_text("KeyboardInterrupt")
+        stop(opened)
         expect(opened.run(2)).to_contain_text("fine")
         expect(opened.run(1)).to_contain_text("begun")
-    opened.stop()
+    stop(opened)
     opened.shot(f"stop-{way}")
     opened.page.close()
 
@@ -157,7 +166,7 @@ def test_a_restart_ends_the_engine(lab: Lab, endless: str) -> None:
 
     pid = "print('pid', backend.worker_pid)"
     opened = begin(lab, "restart", endless, CELLS["generate"], pid)
-    opened.stop()
+    stop(opened)
     found = opened.run(2)
     expect(found).to_contain_text("pid ")
     engine = int(found.inner_text().split()[-1])
