@@ -1,4 +1,4 @@
-"""Milliseconds that raw mlx-lm takes for part of a prompt, the first time with its lengths and again.
+"""How long raw mlx-lm takes for a part of a prompt, the first time with its lengths and again.
 
     python -m benchmarks.prompt_lengths [--shape llama-8b] [--new 147] [--held 0 265 1300 4000]
     MLX_CUDA_USE_CUDNN_SDPA=0 python -m benchmarks.prompt_lengths --new 1024 2048 --held 0
