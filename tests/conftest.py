@@ -1,6 +1,7 @@
 """Fixtures of the backend's contract: small models and backends that are closed again.
 
-With MLX_GUARDED_TEST_REMOTE=1 the backends of the contract are those of a server.
+With MLX_GUARDED_TEST_REMOTE=1 the backends of the contract are those of a server, and with
+MLX_GUARDED_TEST_REMOTE=ray those of two replicas on Ray Serve.
 
 The contract tests (`engine/test_backend_*.py`, except `_faults`) see the public API only, so the
 same tests hold for every place where an engine may live. Tests of what is above a backend,
@@ -71,10 +72,10 @@ def no_server_of_ours() -> Iterator[None]:
         yield
 
 
-REMOTE = os.environ.get("MLX_GUARDED_TEST_REMOTE") == "1"
+REMOTE = {"1": ["remote"], "ray": ["ray"]}
 
 
-@pytest.fixture(params=["remote"] if REMOTE else ISOLATIONS)
+@pytest.fixture(params=REMOTE.get(os.environ.get("MLX_GUARDED_TEST_REMOTE", ""), ISOLATIONS))
 def isolation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -115,6 +116,18 @@ def make_backend(
     """Make backends; at the end each is closed and must have kept the rule."""
     made: list[Backend] = []
     ends = ExitStack()
+    if isolation == "ray":
+        replicas = request.getfixturevalue("ray_replicas")
+        replicas.check(request.node.nodeid)
+
+        def replicated(aliases: Path | None = None, **options: Any) -> Backend:
+            given = {"prefix_cache": "64MiB", "timeout": 60.0, **options}
+            backend = replicas.backend(aliases, tmp_path / "cache", **given)
+            return cast(Backend, ends.enter_context(backend))
+
+        with ends:
+            yield replicated
+        return
     if isolation != "process":
         request.getfixturevalue("frozen_heap")
     if isolation == "process" and not own_worker:
@@ -142,6 +155,15 @@ def make_backend(
     for backend in made:
         assert backend.close(), "the engine did not stop"
         assert overlaps(backend.timeline()) == []
+
+
+@pytest.fixture(scope="session")
+def ray_replicas() -> Iterator[Any]:
+    """What makes backends of two replicas."""
+    from tests.ray._contract import replicas
+
+    with replicas() as made:
+        yield made
 
 
 @pytest.fixture

@@ -97,9 +97,10 @@ def test_what_happens_at_all_replicas_is_seen_in_front(
     assert health["memory_budget_bytes"] == 2 * 2**30
     metrics = client.get("/metrics").text
     assert 'mlx_guarded_requests_total{model="a",outcome="finished"}' in metrics
-    listed = client.get("/v1/models").json()["data"]
-    assert {"a", "b", "c", "slow"} <= {model["id"] for model in listed}
-    assert client.get("/").status_code == 200
+    listed = client.get("/v1/models")
+    assert listed.status_code == 200, listed.text
+    assert {"a", "b", "c", "slow"} <= {model["id"] for model in listed.json()["data"]}
+    assert client.get("/", headers={"accept": "text/html"}).status_code == 200
 
 
 def test_an_error_has_its_shape(client: httpx.Client) -> None:

@@ -106,6 +106,16 @@ class Book:
                 page.sent[call].ended = True
                 page.view = None
 
+    def answered(self, request_id: str, replica: str) -> None:
+        """As `ended`, for a request whose answer is whole before its call is over."""
+        with self._lock:
+            page = self._pages.get(replica)
+            for sent in page.sent.values() if page is not None else ():
+                if sent.wanted.request_id == request_id:
+                    sent.ended = True
+            if page is not None:
+                page.view = None
+
     def keep(self, replicas: Iterable[str]) -> None:
         """These replicas are there; what is known of others is forgotten."""
         there = set(replicas)
@@ -142,9 +152,12 @@ def _view(name: str, page: _Page) -> ReplicaView:
         here = models.get(model)
         if here is None:
             models[model] = here = ModelAt(sent.wanted.bytes, resident=sent.ended)
+        reported = sent.wanted.request_id in report.requests
         if sent.ended:
-            models[model] = replace(here, resident=True)
-        elif sent.wanted.request_id not in report.requests:
+            active = max(here.active - 1, 0) if reported else here.active
+            waiting = max(here.waiting - 1, 0) if reported and not here.active else here.waiting
+            models[model] = replace(here, resident=True, active=active, waiting=waiting)
+        elif not reported:
             models[model] = replace(here, waiting=here.waiting + 1)
     _evict(report.view.budget, models, keep={sent.wanted.model for sent in page.sent.values()})
     return replace(report.view, models=models)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -64,7 +65,16 @@ class RayCalls(Calls):
         self._gathered = gathered
         self._sizes: dict[str, int] = {}
         self._failed: WeakKeyDictionary[Reply, set[str]] = WeakKeyDictionary()
+        self._gathering = asyncio.Lock()
         super().__init__(f"the deployment {handle.deployment_name}")
+
+    def send(self, *arguments: Any, **options: Any) -> Callable[[], None]:
+        """See `Calls`.
+
+        Ray Serve takes all calls of one HTTP request for one, by a variable of the context, and
+        its router then loses those that are made at the same time. So each has its own context.
+        """
+        return Context().run(super().send, *arguments, **options)
 
     def catch_up(self, timeout: float) -> None:
         """Have the record of every replica by now. From any other thread."""
@@ -100,6 +110,8 @@ class RayCalls(Calls):
                     case _:
                         for line in filter(None, part.split(b"\n")):
                             reply.take(_placed(frames.read_frame(line), replica))
+                        if reply.over:  # the next request comes at once
+                            self._book.answered(wanted.request_id, replica)
         except (*self.broken, ServerUnavailable):
             failed.add(replica)
             raise
@@ -158,10 +170,11 @@ class RayCalls(Calls):
             await asyncio.sleep(PERIOD)
 
     async def _gather_news(self) -> None:
-        found = await self._handle.broadcast("news", self._gathered.positions).results_async(
-            timeout_s=PATIENCE, return_exceptions=True
-        )
-        self._gathered.add([one for one in found if not isinstance(one, BaseException)])
+        async with self._gathering:  # or two would gather the same events
+            found = await self._handle.broadcast("news", self._gathered.positions).results_async(
+                timeout_s=PATIENCE, return_exceptions=True
+            )
+            self._gathered.add([one for one in found if not isinstance(one, BaseException)])
 
 
 def _value(call: str, lines: bytes) -> Any:

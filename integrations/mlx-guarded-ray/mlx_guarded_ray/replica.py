@@ -49,16 +49,19 @@ class Replica:
         self._max_active = settings.guard.max_active
         self._learned = 0  # events of the record
         self._load_seconds, self._answers = Rate(RECENT), Rate(RECENT)
+        self._started = asyncio.Event()
         self._warm = asyncio.get_running_loop().create_task(self._begin())
 
     async def _begin(self) -> None:
         """Start the engine, and load what the settings say, before somebody has to wait for it."""
         try:
             await self._backend.arun(_nothing, label="start")
+            self._started.set()
             async with warm(self._context.models, self._backend):
                 await asyncio.Event().wait()
         except GuardedLLMError as error:
             logger.error("the engine of replica %s did not start: %s", self.name, error)
+            self._started.set()
 
     # ---- calls ----------------------------------------------------------------------
 
@@ -96,6 +99,7 @@ class Replica:
         except GuardedLLMError:
             return {}
         self._learn()
+        each = self._load_seconds.seconds()  # of a byte
         view = ReplicaView(
             name=self.name,
             budget=budget,
@@ -112,7 +116,7 @@ class Replica:
                 if info.state != "quarantined"
             },
             answer=self._answers.seconds() or 0.0,
-            load_rate=1 / (self._load_seconds.seconds() or 1.0),
+            load_rate=1 / each if each else 0.0,
             max_active=self._max_active,
         )
         ids = frozenset(request.request_id for request in requests)
@@ -127,7 +131,11 @@ class Replica:
         }
 
     async def check_health(self) -> None:
-        """Raise if nothing works here any more, so that Ray Serve starts another replica."""
+        """Raise if nothing works here any more, so that Ray Serve starts another replica.
+
+        It is asked first before any request comes, and waits for the engine then.
+        """
+        await self._started.wait()
         now = await self._backend.ahealth()
         if now.engine in ("failed", "closed"):
             raise RuntimeError(f"the backend of replica {self.name} is {now.engine}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+ATTEMPTS = 4
 OBJECT_STORE = 80 * 2**20  # bytes; nothing of ours lies in it for long
 
 
@@ -39,6 +40,8 @@ class LocalCluster:
 
         from .application import NAME, build
 
+        if "mlx-guarded" in serve.status().applications:
+            serve.delete("mlx-guarded")  # so that nothing of it is counted
         serve.run(build(settings, cluster, **options), name="mlx-guarded", route_prefix="/")
         return serve.get_deployment_handle(NAME, "mlx-guarded")
 
@@ -57,21 +60,36 @@ def local_cluster(cpus: int = 4) -> Iterator[LocalCluster]:
     port = _free_port()
     # Short, as Unix sockets lie in it whose paths may have 107 characters.
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            log_to_driver=False,
-            logging_level="error",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(Path(folder)),
-        )
+        _start(cpus, Path(folder))
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             yield LocalCluster(f"http://127.0.0.1:{port}")
             serve.shutdown()
         finally:
             ray.shutdown()
+
+
+def _start(cpus: int, folder: Path) -> None:
+    """Start Ray, again if it gives up: it waits for itself half a minute, however busy it is."""
+    import ray
+
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+                logging_level="error",
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder / str(attempt)),
+            )
+        except Exception:
+            ray.shutdown()
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def _free_port() -> int:

@@ -47,6 +47,15 @@ def test_an_answered_request_leaves_its_model_behind() -> None:
     assert not book.view("r").models
 
 
+def test_an_answer_that_a_report_still_has_as_running_is_over() -> None:
+    book = Book()
+    book.report(report(1))
+    book.sent("call", Wanted("a", GB, request_id="one"), "r")
+    book.report(report(2, frozenset({"one"}), a=ModelAt(GB, active=1)))
+    book.answered("one", "r")
+    assert book.view("r").idle
+
+
 def test_what_has_no_room_beside_it_is_thought_evicted_longest_idle_first() -> None:
     book = Book()
     old, new = ModelAt(GB, idle=50), ModelAt(GB, idle=5)

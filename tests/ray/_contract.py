@@ -1,0 +1,125 @@
+"""Backends of the contract at two replicas: what `make_backend` makes for the isolation "ray".
+
+Ray takes long to start, so there is one cluster; for each backend its replicas make new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from mlx_guarded_ray.replica import Replica
+from mlx_guarded_ray.testing import local_cluster
+
+from mlx_guarded_llm import Catalog
+from mlx_guarded_llm.backend.remote.backend import RemoteBackend
+from mlx_guarded_llm.record import Event, overlaps
+from mlx_guarded_llm.server import Settings
+from mlx_guarded_llm.server.settings import GuardSection
+from tests._remote import LIMITS
+
+with warnings.catch_warnings():  # Ray's own code has some at its import
+    warnings.simplefilter("ignore")
+    from mlx_guarded_ray import Cluster
+
+STARTS = ("engine.started", "run.queued", "run.started", "run.finished")
+ONE_GUARD = (
+    "TestLoadBesideAGeneration",
+    "TestFairness",
+    "test_two_names_of_one_folder_are_one_model",
+    "test_from_before_its_first_use_to_its_end",  # a replica's engine works before its first use
+)
+PATIENCE = 60.0  # seconds for both replicas
+SETTINGS = Settings(
+    any_model=True,
+    port=0,
+    drain=1,
+    limits=LIMITS,
+    guard=GuardSection(isolation="thread", offline=True, count_others=False, memory_budget="1GiB"),
+)
+
+
+class Renewed(Replica):
+    """A replica whose backend can be replaced. Its record goes on behind the one before."""
+
+    before = 0  # events of the backends that were replaced
+
+    async def news(self, positions: Mapping[str, int]) -> tuple[str, list[Event], int, float]:
+        """See `Replica.news`."""
+        behind = max(positions.get(self.name, 0) - self.before, 0)
+        name, events, after, now = await super().news({self.name: behind})
+        return name, events, after + self.before, now
+
+    async def renew(self, aliases: Path | None, cache: Path, options: Mapping[str, Any]) -> int:
+        """How often the backend before broke the rule."""
+        self._warm.cancel()
+        self.before += self._backend.record.since(0)[1]
+        broken = len(overlaps(self._backend.timeline()))
+        assert await self._backend.aclose(), "the engine did not stop"
+        catalog = Catalog(aliases_file=aliases, cache_dir=cache)
+        self._open(SETTINGS, catalog=catalog, **options)
+        await asyncio.wait_for(self._started.wait(), PATIENCE)
+        return broken
+
+
+class Replicated(RemoteBackend):
+    """A backend of two replicas, of which no test sees the inside."""
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        super().__init__(url, timeout=timeout)
+        self._earlier = len(super().events())
+
+    def events(self) -> tuple[Event, ...]:
+        """Those since it was made, without the start of the replicas' engines."""
+        return tuple(e for e in super().events()[self._earlier :] if e.kind not in STARTS)
+
+    def run(self, *_: Any, **__: Any) -> NoReturn:
+        """See `BaseBackend.run`."""
+        pytest.skip("it holds up the MLX thread, which is that of a replica here")
+
+    arun = run
+
+    @property
+    def record(self) -> NoReturn:
+        pytest.skip("it waits for events inside the backend, which is that of a replica here")
+
+    _dispatcher = record
+
+
+class Replicas:
+    """Makes backends, one after the other, at the same two replicas."""
+
+    def __init__(self, url: str, handle: Any) -> None:
+        self._url, self._handle = url, handle
+
+    def check(self, test: str) -> None:
+        """Skip a test that is about one guard: here another replica takes the other model."""
+        if any(name in test for name in ONE_GUARD):
+            pytest.skip("it is about two models under one guard")
+
+    @contextmanager
+    def backend(self, aliases: Path | None, cache: Path, **options: Any) -> Iterator[Replicated]:
+        """A new backend at each replica, behind one address."""
+        self._renew(aliases, cache, options)
+        with Replicated(self._url, timeout=options.get("timeout", 60.0)) as backend:
+            yield backend
+        self._renew(None, cache, {})
+
+    def _renew(self, aliases: Path | None, cache: Path, options: Mapping[str, Any]) -> None:
+        renewed = self._handle.broadcast("renew", aliases, cache, dict(options))
+        with ThreadPoolExecutor(1) as apart:  # from the event loop of a test
+            assert apart.submit(renewed.results, timeout_s=PATIENCE).result() == [0, 0]
+
+
+@contextmanager
+def replicas() -> Iterator[Replicas]:
+    """Two of them on this machine."""
+    with local_cluster() as cluster:
+        handle = cluster.deploy(SETTINGS, Cluster(replicas=2, cpus=0.5), replica=Renewed)
+        yield Replicas(cluster.url, handle)
