@@ -47,6 +47,7 @@ SCRIPTS = (
     ("products", "--columns", "512", "--outputs", "512", "--matrices", "2", "--rows", "1", "8"),
     ("repeat", "--shape", "tiny", "--tokens", "250", "--runs", "2"),
     ("turn_tokens",),
+    ("prompt_lengths", "--shape", "tiny"),
     ("isolation", "--shape", "tiny", "--tokens", "200"),
     ("http", "--shape", "tiny", "--rounds", "3"),
     ("isolation", "--tokens", "24", "--rows", "8", "--rounds", "2"),

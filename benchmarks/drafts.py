@@ -4,13 +4,16 @@
     python -m benchmarks.drafts                 SmolLM2 in bfloat16
 
 With a shape: the gain as a function of the share of tokens that a draft gets right. The draft costs
-nothing, knows the answer, and is wrong at random. What is not quantised is in float32, because in
-bfloat16 random weights have several tokens that are equally likely: a pass over several tokens can
-then choose another one than a pass over one, and the draft knows the wrong answer. With SmolLM2: prompt lookup for a passage that is
-to be repeated, and for a story; and SmolLM2 in 4 bits as the draft. Both sides take turns for
-several rounds, in this process. What is reported is the ratio of their paces: tokens after the
-first, by the seconds they took. `--cpu-seconds` counts those of this process, for a CPU that others
-use as well.
+nothing, knows the answer, and is wrong at random. What is not quantised is in float32: random
+weights in bfloat16 make several tokens equally likely, and which one a pass chooses then depends on
+how many tokens it computes, so the answer would not be the one that the draft knows.
+
+With SmolLM2: prompt lookup for a passage that is to be repeated, and for a story; and SmolLM2 in 4
+bits as the draft.
+
+Both sides take turns for several rounds, in this process. What is reported is the ratio of their
+paces: tokens after the first, by the seconds they took. `--cpu-seconds` counts those of this
+process, for a CPU that others use as well.
 """
 
 from __future__ import annotations

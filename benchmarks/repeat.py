@@ -13,7 +13,7 @@ position on the bits are those of "vector", in which attention never changes its
     prealloc     the KV cache has its full size from the start
     vector       the KV cache grows in steps of 255 instead of 256: on CUDA the attention of a
                  single query is then never cuDNN's, which takes caches of steps of 256 only
-    no cudnn     MLX_CUDA_USE_CUDNN_SDPA=0: nor is that of prompts
+    no cudnn     MLX_CUDA_USE_CUDNN_SDPA=0: nor is that of prompts; so do we
     padding      what the KV cache does not hold yet is NaN instead of 0
     no cache     MLX keeps no free buffers, so that each has the size that was asked for
     no graphs    MLX_USE_CUDA_GRAPHS=0

@@ -26,7 +26,8 @@ def on_files(files: Any, *, config: Any, **_: Any) -> Any:
 
 def _parts(path: Path) -> Iterator[str]:
     """A notebook in Markdown."""
-    title, *cells = nbformat.read(path, as_version=4).cells
+    notebook: Any = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    title, *cells = notebook.cells
     yield _LINK.sub(r"(\1.md)", title.source)
     yield f"*[{path.name}]({path.name}), as it ran on two cores of a CPU.*"
     for cell in cells:

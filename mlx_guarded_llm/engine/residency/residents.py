@@ -23,8 +23,7 @@ from ..ranks.group import Group
 from ..ranks.leader import Leader
 from ..ranks.ranks import Ranks, no_ranks
 from . import loading
-from .cache_growth import keep_own_attention
-from .device import on_cuda
+from .device import leave_out_cudnn, on_cuda
 from .device_memory import release, wire_memory
 from .drafting import check_tokens, drafting
 from .keepable import keepable_tokens, trimmable_tokens
@@ -103,7 +102,7 @@ class Residency:
     ) -> None:
         self._options = options
         if on_cuda():
-            keep_own_attention()
+            leave_out_cudnn()
         self.wired_bytes = wire_memory(options.wired_memory, device)
         self.limits = limits(
             device,
