@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_guarded_llm import Backend
+from mlx_guarded_llm.engine.decode.decoder import Kind
 from mlx_guarded_llm.params import SamplingParams
 from tests.conftest import MakeModel
 
@@ -37,7 +38,7 @@ def with_batch(
     return use(batch)
 
 
-def put(batch: Any, name: str, tokens: int, boundaries: Mapping[int, str] | None = None) -> None:
+def put(batch: Any, name: str, tokens: int, boundaries: Mapping[int, Kind] | None = None) -> None:
     from mlx_guarded_llm.engine.decode.decoder import TokenSequence
 
     prompt = [5 + (i * 7 + len(name)) % 50 for i in range(tokens)]
