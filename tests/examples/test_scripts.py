@@ -14,7 +14,7 @@ from ._examples import FOLDER, run
 def test_the_page_lists_every_example() -> None:
     page = (FOLDER.parent / "start" / "examples.md").read_text(encoding="utf-8")
     for path in FOLDER.glob("*.py"):
-        assert f"(examples/{path.name})" in page
+        assert f"(../examples/{path.name})" in page
 
 
 def test_every_example_has_its_test() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,4 +217,5 @@ def test_three_programs_share_what_fits(
         assert {*agent["ids"], *rag["ids"]} <= {*told["seen"]}
     assert any("evicted to make room" in story for story in agent["stories"] + rag["stories"])
     drawn = cells[2].outputs[0].data["text/html"]
-    assert "<svg" in drawn and all(name in drawn for name in ("caller", "teller", "words"))
+    svg = b64decode(drawn.partition("svg+xml;base64,")[2].partition('"')[0]).decode()
+    assert "<svg" in svg and all(name in svg for name in ("caller", "teller", "words"))

@@ -239,7 +239,9 @@ def test_an_error_of_the_library_is_its_last_word(
     """
     ended = run_script(tmp_path, body, *models)
     assert ended.code == 1
-    assert ended.last_error.startswith("mlx_guarded_llm.errors.ContextOverflow")
+    error, see = ended.err.strip().splitlines()[-2:]
+    assert error.startswith("mlx_guarded_llm.errors.ContextOverflow")
+    assert see.endswith("errors.md#contextoverflow")
     assert ended.is_clean, ended.err
 
 
