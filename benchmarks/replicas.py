@@ -3,7 +3,7 @@
     python -m benchmarks.replicas
 
 It needs what `make test-ray` installs. Both routers get the same requests in the same run: models
-A, B, C, A, B, C and so on, two at a time. Everything runs on this machine, over HTTP.
+A, B, C, A, B, C and so on, a few at a time. Everything runs on this machine, over HTTP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ ROUTERS = {
     "guarded": ROUTER,
     "Ray Serve's default": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
 }
-AT_ONCE = 2  # requests
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,9 @@ class Outcome:
     waits: list[float]  # seconds from a request's arrival at its replica to its start
 
 
-def measure(cluster: LocalCluster, settings: Settings, router: str, requests: int) -> Outcome:
+def measure(
+    cluster: LocalCluster, settings: Settings, router: str, requests: int, at_once: int
+) -> Outcome:
     """Send the requests to two fresh replicas."""
     cluster.deploy(settings, Cluster(replicas=2, cpus=0.5), router=ROUTERS[router])
     with httpx.Client(base_url=cluster.url, timeout=300, trust_env=False) as client:
@@ -57,7 +58,7 @@ def measure(cluster: LocalCluster, settings: Settings, router: str, requests: in
             answer = client.post("/v1/chat/completions", json=body).raise_for_status()
             return float(answer.json()["guard"]["queued"])
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             waits = list(pool.map(ask, islice(cycle("abc"), requests)))
         time.sleep(2.0)  # the record of all replicas is a second late at the most
         metrics = client.get("/metrics").raise_for_status().text
@@ -76,6 +77,7 @@ def models(folder: Path) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas")
     parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--at-once", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, local_cluster() as cluster:
         made = models(Path(folder))
@@ -90,8 +92,10 @@ def main() -> None:
                 memory_budget=int(1.5 * size) + HEAD,
             ),
         )
-        outcomes = [measure(cluster, settings, router, given.requests) for router in ROUTERS]
-    print(f"{given.requests} requests, {AT_ONCE} at a time; models of {size / 1e6:.0f} MB\n")
+        outcomes = [
+            measure(cluster, settings, router, given.requests, given.at_once) for router in ROUTERS
+        ]
+    print(f"{given.requests} requests, {given.at_once} at a time; models of {size / 1e6:.0f} MB\n")
     print("| router | loads | median wait (s) | mean wait (s) | worst wait (s) |")
     print("|---|---:|---:|---:|---:|")
     for one in outcomes:

@@ -18,7 +18,8 @@ again. What must hold:
 It measures, and fails beyond `HEALTH_P99` and `LONGEST_STALL` if `--strict` asks for it: how
 long `/health` takes, and the longest time that the server's event loop did not turn, by a
 clock within the server. Beside these it prints what tells a busy machine from a busy server: for
-how long of that time the loop's thread computed, and the longest garbage collection.
+how long of that time the loop's thread computed, and the longest garbage collection, and
+when these were: all clients come in the same moment, and their first requests are one long turn.
 """
 
 from __future__ import annotations
@@ -343,7 +344,8 @@ def serve(folder: Path, ready: Path) -> None:
 
     async def clock() -> None:
         await asyncio.to_thread(_wait_for, folder / "warm")  # packages are imported on first use
-        collection.longest = (0.0, 0.0)
+        stall.forget()
+        collection.forget()
         while True:
             stall.begin()
             await asyncio.sleep(TURN)
@@ -361,18 +363,28 @@ def serve(folder: Path, ready: Path) -> None:
 
 
 class Longest:
-    """The longest of something that happens again and again: seconds, and those of computing."""
+    """The longest of something that happens again and again.
+
+    Attributes:
+        longest: seconds, those of computing, and when it began, in seconds since `forget`.
+    """
 
     def __init__(self) -> None:
-        self.longest = (0.0, 0.0)
         self._began = (0.0, 0.0)
+        self.forget()
+
+    def forget(self) -> None:
+        """What was so far does not count."""
+        self.longest = (0.0, 0.0, 0.0)
+        self._since = time.monotonic()
 
     def begin(self) -> None:
         self._began = (time.monotonic(), time.thread_time())
 
     def end(self, *, less: float = 0.0) -> None:
         took = time.monotonic() - self._began[0] - less
-        self.longest = max(self.longest, (took, time.thread_time() - self._began[1]))
+        computed = time.thread_time() - self._began[1]
+        self.longest = max(self.longest, (took, computed, self._began[0] - self._since))
 
 
 def _wait_for(file: Path) -> None:
@@ -434,7 +446,7 @@ def _drive(
 
 
 def _report(run: Run, code: int, said: str, options: argparse.Namespace, seed: int) -> int:
-    stall, collection = (0.0, 0.0), (0.0, 0.0)
+    stall, collection = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
     if code:
         run.fault(f"the server ended with {code}")
     else:
@@ -447,11 +459,14 @@ def _report(run: Run, code: int, said: str, options: argparse.Namespace, seed: i
         f"health: {len(ordered)} times, median {statistics.median(ordered) * 1000:.1f} ms, "
         f"p99 {p99 * 1000:.1f} ms, most {ordered[-1] * 1000:.1f} ms"
     )
-    for what, (took, computed) in (
+    for what, (took, computed, at) in (
         ("longest stall of the event loop", stall),
         ("longest garbage collection", collection),
     ):
-        print(f"{what}: {took * 1000:.1f} ms, of which {computed * 1000:.1f} ms computing")
+        print(
+            f"{what}: {took * 1000:.1f} ms, of which {computed * 1000:.1f} ms computing, "
+            f"after {at:.1f} s"
+        )
     print(f"longest stall of a process beside it that only sleeps: {run.late * 1000:.1f} ms")
     if options.strict and p99 > HEALTH_P99:
         run.fault(f"the p99 of /health is {p99 * 1000:.1f} ms")
