@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any, get_args
@@ -35,14 +34,12 @@ MODULES = [
     "llama_index.embeddings.mlx_guarded",
     "llama_index.llms.mlx_guarded",
 ]
-NEEDS_RAY = "mlx_guarded_ray.application."  # `make test-ray` installs it
-if HAS_RAY := find_spec("ray") is not None:
-    MODULES.append("mlx_guarded_ray")
+NEEDS_RAY = "mlx_guarded_ray.application."  # which only `make test-ray` has
 NAMED = [
     name
     for page in sorted(PAGES.glob("*.md"))
     for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
-    if HAS_RAY or not name.startswith(NEEDS_RAY)
+    if not name.startswith(NEEDS_RAY)
 ]
 PUBLIC = [f"{module}.{name}" for module in MODULES for name in import_module(module).__all__]
 
