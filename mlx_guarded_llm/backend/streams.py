@@ -7,7 +7,7 @@ import queue
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, Self, TypeVar, cast
 
 from ..display import in_notebook
@@ -27,16 +27,20 @@ def is_last(item: Item) -> bool:
     return not isinstance(item, Chunk) or item.finish_reason is not None
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> AbstractContextManager[None]:
     """Let a notebook's stop button end the cell that awaits in the block.
 
     ipykernel cancels the cell's task from a signal handler, which does not wake the event loop.
-    So here the loop does not sleep for long.
+    So there the loop does not sleep for long. Elsewhere nothing is done: every token asks.
     """
-    if not in_notebook():
-        yield
-        return
+    return _awake() if in_notebook() else _UNCHANGED
+
+
+_UNCHANGED = nullcontext()
+
+
+@contextmanager
+def _awake() -> Iterator[None]:
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 

@@ -8,6 +8,7 @@ goes on needs its last turn only, and must not drive out another model's chat wi
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,7 @@ class PrefixCaches:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._caches: dict[str, PrefixCache] = {}
-        self._line: dict[_Entry, None] = {}  # the first to go in front
+        self._line: OrderedDict[_Entry, None] = OrderedDict()  # the first to go in front
 
     def open(
         self,
@@ -101,13 +102,11 @@ class PrefixCaches:
 
     def used(self, entry: _Entry) -> None:
         """Move an entry to the end of the line."""
-        del self._line[entry]
-        self._line[entry] = None
+        self._line.move_to_end(entry)
 
     def surpassed(self, entry: _Entry) -> None:
         """Move an entry to the front of the line."""
-        del self._line[entry]
-        self._line = {entry: None, **self._line}
+        self._line.move_to_end(entry, last=False)
 
 
 class PrefixCache:
