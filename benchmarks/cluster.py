@@ -2,12 +2,12 @@
 
     python -m benchmarks.cluster --replicas 200 --models 2000
 
-What is simulated is a replica: its memory, its loads, which wait for what runs there, its
-continuous batch, and the eviction of the model that was idle longest. What is not is how it is
-routed: `guarded` is `routing.rank` on a `book.Book`, with reports that come once a second, as in
-Ray Serve. `power of two` is Ray Serve's default: of two replicas drawn by lot, the one with fewer
-requests. `multiplexed` is the same among those that have the model; if there are none, among those
-that have the fewest models, and a replica keeps so many models, however large they are.
+What is simulated is the engine of each replica: its loads and answers take a given time. What is
+not is the guard of each, and how requests are routed: `guarded` is `routing.rank` on a `book.Book`,
+with reports that come once a second and after each answer, as in Ray Serve. `power of two` is Ray
+Serve's default: of two replicas drawn by lot, the one with fewer requests. `multiplexed` is the
+same among those that have the model; if there are none, among those that have the fewest models,
+and a replica keeps so many models, however large they are.
 
 The traffic has the shapes of published traces: few models have most of the requests (Zipf), each
 model's requests come in bursts (a gamma process, as in the Azure LLM traces), the rate goes up and
@@ -19,15 +19,19 @@ from __future__ import annotations
 import argparse
 import heapq
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import cos, pi
+from math import cos, inf, pi
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlx_guarded_ray.book import Book, Report
-from mlx_guarded_ray.routing import ModelAt, ReplicaView, Wanted, rank
+from mlx_guarded_ray.book import Book
+from mlx_guarded_ray.routing import Wanted, rank
+
+from mlx_guarded_llm.guard import GuardLimits
+
+from .simulated_replica import SimulatedReplica
 
 GB = 10**9
 Policy = Literal["guarded", "power of two", "multiplexed"]
@@ -100,7 +104,6 @@ class Outcome:
     loads: int = 0
     evictions: int = 0
     disturbing: int = 0
-    hours: float = 1.0
 
     def quantile(self, share: float) -> float:
         """The wait that so many requests do not exceed."""
@@ -127,195 +130,118 @@ def traffic(world: World) -> list[Arrival]:
     return sorted(arrivals)
 
 
-@dataclass
-class _Model:
-    size: int
-    resident: bool = False
-    active: int = 0
-    last: float = 0.0
-    waiting: list[tuple[Arrival, int]] = field(default_factory=list)
-
-
-class _Replica:
-    """Its memory and its guard, as far as routing can tell replicas apart."""
-
-    def __init__(self, name: str, world: World, sizes: Sequence[int], outcome: Outcome) -> None:
-        self.name = name
-        self.models: dict[int, _Model] = {}
-        self.order: list[int] = []  # models whose load waits, in the order in which they asked
-        self.loading: int | None = None
-        self.requests: set[int] = set()
-        self.changed = True  # since the last report
-        self._served = False  # what waited for a resident model, since the last load
-        self._world, self._sizes, self._outcome = world, sizes, outcome
-        self._reports = 0
-
-    @property
-    def idle(self) -> bool:
-        """Nothing runs, waits or loads."""
-        return not self.requests and self.loading is None
-
-    def report(self, now: float) -> Report:
-        """What it says of itself."""
-        self._reports += 1
-        self.changed = False
-        view = ReplicaView(
-            self.name,
-            self._world.budget,
-            {
-                str(model): ModelAt(
-                    it.size, it.resident, it.active, len(it.waiting), idle=now - it.last
-                )
-                for model, it in self.models.items()
-            },
-            answer=self._world.answer,
-            load_rate=self._world.load_rate,
-            max_active=self._world.max_active,
-        )
-        return Report(self.name, self._reports, view, frozenset(map(str, self.requests)))
-
-    def take(self, arrival: Arrival, number: int) -> None:
-        """A request comes."""
-        self.changed = True
-        self.requests.add(number)
-        model = self.models.get(arrival.model)
-        if model is None:
-            model = self.models[arrival.model] = _Model(self._sizes[arrival.model])
-            self.order.append(arrival.model)
-        model.waiting.append((arrival, number))
-        model.last = arrival.time
-
-    def advance(self, now: float) -> Iterator[tuple[float, str, int, int]]:
-        """What begins now: (when it ends, "answer" or "load", model, request)."""
-        if self.loading is not None:
-            return
-        if self.order:
-            # The guard: newcomers wait behind a load, and it waits for what runs.
-            if any(it.active for it in self.models.values()):
-                return
-            model = self.order[0]
-            if self._make_room(model):
-                self.order.pop(0)
-                self.loading, self._served = model, False
-                self._outcome.loads += 1
-                yield now + self.models[model].size / self._world.load_rate, "load", model, 0
-                return
-            self._served = True
-        for name, it in self.models.items():
-            while it.resident and it.waiting and it.active < self._world.max_active:
-                arrival, number = it.waiting.pop(0)
-                it.active += 1
-                self._outcome.waits.append(now - arrival.time)
-                yield now + arrival.work, "answer", name, number
-
-    def ended(self, what: str, model: int, number: int, now: float) -> None:
-        """Something that began is over."""
-        self.changed = True
-        it = self.models[model]
-        it.last = now
-        if what == "load":
-            it.resident, self.loading = True, None
-        else:
-            it.active -= 1
-            self.requests.remove(number)
-
-    def forget(self, model: int) -> None:
-        """Evict a model."""
-        del self.models[model]
-        self._outcome.evictions += 1
-
-    def _make_room(self, model: int) -> bool:
-        """Evict idle models, the longest idle first; and those that requests wait for, once."""
-        over = sum(it.size for it in self.models.values() if it.resident)
-        over += self.models[model].size - self._world.budget
-        there = sorted((it.last, n) for n, it in self.models.items() if it.resident)
-        idle = [n for _, n in there if not self.models[n].waiting]
-        if not self._served and over > sum(self.models[n].size for n in idle):
-            return False
-        for n in (*idle, *(n for _, n in there if n not in idle)):
-            if over <= 0:
-                break
-            it = self.models[n]
-            over -= it.size
-            if it.waiting:  # it is loaded again
-                it.resident = False
-                self.order.append(n)
-                self._outcome.evictions += 1
-            else:
-                self.forget(n)
-        return True
-
-
 def simulate(world: World, policy: Policy, arrivals: Sequence[Arrival]) -> Outcome:
     """Send all requests by one policy, and count what comes of it."""
     draw = random.Random(world.seed + 1)
-    sizes = [draw.choice(world.sizes) for _ in range(world.models)]
-    outcome = Outcome(policy, hours=world.hours)
-    replicas = [_Replica(f"r{n}", world, sizes, outcome) for n in range(world.replicas)]
-    by_name = {replica.name: replica for replica in replicas}
-    book, numbers = Book(), count(1)
-    # Time, order of equal times, replica, what, model, request.
-    due: list[tuple[float, int, _Replica, str, int, int]] = []
+    sizes = {str(model): draw.choice(world.sizes) for model in range(world.models)}
+    replicas = [
+        SimulatedReplica(
+            f"r{number}",
+            world.budget,
+            sizes,
+            load_rate=world.load_rate,
+            limits=GuardLimits(max_active=world.max_active, max_queue=len(arrivals) + 1),
+            answer=world.answer,
+        )
+        for number in range(world.replicas)
+    ]
+    route = _Guarded(replicas, sizes) if policy == "guarded" else _ByLot(replicas, policy, world)
+    outcome = Outcome(policy)
+    # What is to happen: time, order of equal times, what, where, and the replica's `next` by then.
+    due: list[tuple[float, int, str, SimulatedReplica, float]] = []
+    order = count()
+
+    def push(time: float, what: str, replica: SimulatedReplica) -> None:
+        if time < inf:
+            heapq.heappush(due, (time, next(order), what, replica, replica.next))
+
     for replica in replicas:
-        at = draw.uniform(0, world.period)
-        heapq.heappush(due, (at, next(numbers), replica, "report", 0, 0))
-
-    def choose(arrival: Arrival, number: int) -> _Replica:
-        if policy == "guarded":
-            name = str(arrival.model)
-            wanted = Wanted(name, sizes[arrival.model], request_id=str(number))
-            chosen = by_name[rank(wanted, [book.view(r.name) for r in replicas])[0].name]
-            book.sent(str(number), wanted, chosen.name)
-            return chosen
-        among = replicas
-        if policy == "multiplexed":
-            have = [r for r in replicas if arrival.model in r.models]
-            fewest = min(len(r.models) for r in replicas)
-            among = have or [r for r in replicas if len(r.models) == fewest]
-        two = draw.sample(among, min(2, len(among)))
-        return min(two, key=lambda replica: len(replica.requests))
-
-    def go(replica: _Replica, now: float) -> None:
-        for end, what, model, number in replica.advance(now):
-            heapq.heappush(due, (end, next(numbers), replica, what, model, number))
-
-    coming = iter(arrivals)
-    arrival = next(coming, None)
+        push(draw.uniform(0, world.period), "report", replica)
+    coming = iter(enumerate(arrivals))
+    number, arrival = next(coming, (0, None))
     pending = len(arrivals)
     while pending:
         if arrival is not None and arrival.time <= due[0][0]:
-            number = next(numbers)
-            replica = choose(arrival, number)
-            if arrival.model not in replica.models and not replica.idle:
+            request, model = str(number), str(arrival.model)
+            replica = route.choose(request, model)
+            if not replica.has(model) and not replica.idle:
                 outcome.disturbing += any(other.idle for other in replicas)
-            replica.take(arrival, number)
-            if policy == "multiplexed":
-                _keep(replica, world.kept)
-            go(replica, arrival.time)
-            arrival = next(coming, None)
+            replica.take(arrival.time, request, model, arrival.work)
+            route.sent(replica, arrival.time)
+            push(replica.next, "work", replica)
+            number, arrival = next(coming, (0, None))
             continue
-        now, _, replica, what, model, number = heapq.heappop(due)
+        now, _, what, replica, then = heapq.heappop(due)
         if what == "report":
-            heapq.heappush(due, (now + world.period, next(numbers), replica, what, 0, 0))
-        else:
-            replica.ended(what, model, number, now)
-            go(replica, now)
-            if what == "answer":
-                pending -= 1
-                book.ended(str(number), replica.name)
-        if what != "load" and replica.changed and policy == "guarded":
-            book.report(replica.report(now))  # each second, and at the end of each reply
+            push(now + world.period, "report", replica)
+            if replica.changed:
+                route.report(replica, now)
+        elif then == replica.next:  # otherwise something has come in between
+            ended = replica.run_until(now)
+            pending -= len(ended)
+            if ended:
+                route.ended(replica, ended, now)
+            push(replica.next, "work", replica)
+    for replica in replicas:
+        outcome.waits += [at - arrivals[int(id)].time for id, at in replica.starts.items()]
+        outcome.loads += replica.loads
+        outcome.evictions += replica.evictions
     return outcome
 
 
-def _keep(replica: _Replica, kept: int) -> None:
-    """`serve.multiplexed` counts models, and unloads the one that was asked for least lately."""
-    models = replica.models
-    idle = sorted(
-        (it.last, n) for n, it in models.items() if it.resident and not it.active and not it.waiting
-    )
-    for _, n in idle[: max(0, len(models) - kept)]:
-        replica.forget(n)
+class _Guarded:
+    """Our router, with what it would know of the replicas."""
+
+    def __init__(self, replicas: Sequence[SimulatedReplica], sizes: Mapping[str, int]) -> None:
+        self._by_name = {replica.name: replica for replica in replicas}
+        self._sizes = sizes
+        self._book = Book()
+
+    def choose(self, request: str, model: str) -> SimulatedReplica:
+        wanted = Wanted(model, self._sizes[model], request_id=request)
+        chosen = rank(wanted, map(self._book.view, self._by_name))[0]
+        self._book.sent(request, wanted, chosen.name)
+        return self._by_name[chosen.name]
+
+    def sent(self, replica: SimulatedReplica, now: float) -> None:
+        """A replica has the request."""
+
+    def ended(self, replica: SimulatedReplica, requests: Sequence[str], now: float) -> None:
+        for request in requests:
+            self._book.ended(request, replica.name)
+        self.report(replica, now)
+
+    def report(self, replica: SimulatedReplica, now: float) -> None:
+        self._book.report(replica.report(now))
+
+
+class _ByLot:
+    """Ray Serve's routers: of two replicas drawn by lot, the one with fewer requests."""
+
+    def __init__(self, replicas: Sequence[SimulatedReplica], policy: Policy, world: World) -> None:
+        self._replicas, self._policy, self._kept = replicas, policy, world.kept
+        self._draw = random.Random(world.seed + 2)
+
+    def choose(self, request: str, model: str) -> SimulatedReplica:
+        among = self._replicas
+        if self._policy == "multiplexed":
+            have = [replica for replica in among if replica.has(model)]
+            fewest = min(replica.models() for replica in among)
+            among = have or [replica for replica in among if replica.models() == fewest]
+        two = self._draw.sample(among, min(2, len(among)))
+        return min(two, key=lambda replica: len(replica.requests))
+
+    def sent(self, replica: SimulatedReplica, now: float) -> None:
+        """`serve.multiplexed` counts models; the one that was asked for least lately goes."""
+        if self._policy == "multiplexed":
+            for model in replica.unused()[: max(0, replica.models() - self._kept)]:
+                replica.unload(now, model)
+
+    def ended(self, replica: SimulatedReplica, requests: Sequence[str], now: float) -> None:
+        """Nothing is learned of it."""
+
+    def report(self, replica: SimulatedReplica, now: float) -> None:
+        """Nor is it asked for."""
 
 
 def table(world: World, outcomes: Sequence[Outcome]) -> str:

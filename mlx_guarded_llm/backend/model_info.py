@@ -27,6 +27,7 @@ class ModelInfo:
         active: running requests.
         waiting: waiting requests.
         memory_bytes: promised to its weights and KV caches.
+        weight_bytes: of its tensors, in memory or not; 0 while its files are unknown.
         idle_seconds: since its last request; None while it has one.
         crashes: how often the engine died of it lately.
         cause: of the last death, in a few words.
@@ -44,6 +45,7 @@ class ModelInfo:
     crashes: int = 0
     cause: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    weight_bytes: int = 0
 
 
 class Models(Listing[ModelInfo]):
@@ -107,6 +109,7 @@ def model_infos(
                 crashes=quarantine.deaths(state.name),
                 cause=quarantine.cause(state.name),
                 options=dict(known.spec.given or ()) if known else {},
+                weight_bytes=known.weight_bytes if known else 0,
             )
         )
     return infos

@@ -33,6 +33,7 @@ class Report:
             "name": self.name,
             "count": self.count,
             "budget": view.budget,
+            "beside": view.beside,
             "answer": view.answer,
             "load_rate": view.load_rate,
             "max_active": view.max_active,
@@ -50,6 +51,7 @@ class Report:
             name=values["name"],
             budget=values["budget"],
             models={name: ModelAt(*fields) for name, fields in values["models"].items()},
+            beside=values["beside"],
             answer=values["answer"] or ANSWER,
             load_rate=values["load_rate"] or LOAD_RATE,
             max_active=values["max_active"],
@@ -86,7 +88,12 @@ class Book:
             if page.report is not None and page.report.count >= report.count:
                 return
             page.report = report
-            page.sent = {id: sent for id, sent in page.sent.items() if not sent.ended}
+            # It may have been made when an answer was whole and its request not yet over.
+            page.sent = {
+                id: sent
+                for id, sent in page.sent.items()
+                if not sent.ended or sent.wanted.request_id in report.requests
+            }
             page.view = None
 
     def sent(self, call: str, wanted: Wanted, replica: str) -> None:
@@ -159,15 +166,17 @@ def _view(name: str, page: _Page) -> ReplicaView:
             models[model] = replace(here, resident=True, active=active, waiting=waiting)
         elif not reported:
             models[model] = replace(here, waiting=here.waiting + 1)
-    _evict(report.view.budget, models, keep={sent.wanted.model for sent in page.sent.values()})
+    room = report.view.budget - report.view.beside if report.view.budget else None
+    keep = {sent.wanted.model for sent in page.sent.values() if not sent.ended}
+    _evict(room, models, keep)
     return replace(report.view, models=models)
 
 
-def _evict(budget: int, models: dict[str, ModelAt], keep: set[str]) -> None:
+def _evict(room: int | None, models: dict[str, ModelAt], keep: set[str]) -> None:
     """What the replica's guard will evict for what was sent: idle models, the longest first."""
-    over = sum(model.bytes for model in models.values()) - budget
-    if not budget or over <= 0:
+    if room is None:
         return
+    over = sum(model.bytes for model in models.values()) - room
     for name in _evictable(models):
         if over > 0 and name not in keep:
             over -= models.pop(name).bytes

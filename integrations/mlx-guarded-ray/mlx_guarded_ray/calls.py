@@ -22,13 +22,12 @@ from mlx_guarded_llm.models import LOAD_OPTIONS, ModelCard
 
 from .book import Book, Report
 from .gathering import GATHERED, Gathered
-from .routing import Wanted
+from .routing import ROOM, Wanted
 
 ROUTED = ("generate", "embed", "load")  # the calls that need the model in memory
 PERIOD = 1.0  # seconds between two gatherings of the record
 SILENCE = 60.0  # seconds without a heartbeat, after which a replica is taken for gone
 PATIENCE = 20.0  # seconds in which a replica must say what it knows
-ROOM = 1.1  # what a model takes, as a share of its weights
 
 
 class RayCalls(Calls):

@@ -19,7 +19,7 @@ from mlx_guarded_llm.server.security import Client
 from mlx_guarded_llm.server.warming import warm
 
 from .book import Report
-from .routing import ModelAt, ReplicaView, Wanted
+from .routing import ROOM, ModelAt, ReplicaView, Wanted
 
 logger = get_logger("server")
 
@@ -95,7 +95,7 @@ class Replica:
         self._reports += 1
         count = self._reports
         try:
-            models, (_, budget), requests = await asyncio.to_thread(self._look)
+            models, (used, budget), requests = await asyncio.to_thread(self._look)
         except GuardedLLMError:
             return {}
         self._learn()
@@ -105,7 +105,7 @@ class Replica:
             budget=budget,
             models={
                 info.name: ModelAt(
-                    bytes=info.memory_bytes,
+                    bytes=info.memory_bytes or int(info.weight_bytes * ROOM),
                     resident=info.state not in WANTED,
                     active=info.active,
                     waiting=info.waiting,
@@ -115,6 +115,7 @@ class Replica:
                 for info in models
                 if info.state != "quarantined"
             },
+            beside=max(used - sum(info.memory_bytes for info in models), 0),
             answer=self._answers.seconds() or 0.0,
             load_rate=1 / each if each else 0.0,
             max_active=self._max_active,

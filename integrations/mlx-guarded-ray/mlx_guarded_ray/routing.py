@@ -1,6 +1,7 @@
 """To which replica a request goes: a pure function, for the router and for the simulation.
 
-A replica that has the model answers at once, so it comes first. Where none has it, one has to
+A replica that has the model answers at once, so it comes first, unless others wait there for a
+load: each answer that begins before that load keeps all of them. Where none has it, one has to
 load it. That holds up whatever else runs there, so it is one that runs nothing, if there is one;
 among those, one where it fits beside what is there. Where it fits nowhere, each model has a home
 of its own, by a hash of both names. So every replica keeps the same few models, and what one
@@ -15,9 +16,10 @@ from functools import lru_cache
 from hashlib import blake2b
 from math import floor, log
 
+ROOM = 1.1  # what a model takes, as a share of its weights
 LOAD_RATE = 1e9  # bytes a second, until loads have been measured
 ANSWER = 5.0  # seconds of an answer, until answers have been measured
-SPREAD = 2.0  # a wait of so many loads elsewhere makes a model load at one more replica
+SPREAD = 2.0  # a cost of so many loads elsewhere makes a model load at one more replica
 NEAR = 1.25  # waits that differ by less than this factor are the same
 
 
@@ -55,19 +57,22 @@ class ReplicaView:
         name: tells it from others.
         budget: bytes that its models may take; 0 if that is not known yet.
         models: those in memory or wanted, by full name.
+        beside: bytes of the budget that are promised to no model, as the prefix cache's.
         answer: seconds that an answer takes there.
         load_rate: bytes a second that are loaded there.
         max_active: requests of one model that are decoded together.
         idle: nothing runs, waits or loads there. Made of `models`, as the following.
         running: requests that run.
-        used: bytes of the models.
+        used: bytes of the models and those beside them.
         loading: bytes whose load waits or is under way.
+        deferred: requests that wait for loads.
         pinned: bytes of the models that are never evicted.
     """
 
     name: str
     budget: int
     models: Mapping[str, ModelAt] = field(default_factory=dict)
+    beside: int = 0
     answer: float = ANSWER
     load_rate: float = LOAD_RATE
     max_active: int = 32
@@ -75,6 +80,7 @@ class ReplicaView:
     running: int = field(init=False, default=0)
     used: int = field(init=False, default=0)
     loading: int = field(init=False, default=0)
+    deferred: int = field(init=False, default=0)
     pinned: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -82,8 +88,9 @@ class ReplicaView:
         models = self.models.values()
         put(self, "idle", not any(model.busy for model in models))
         put(self, "running", sum(model.active for model in models))
-        put(self, "used", sum(model.bytes for model in models))
+        put(self, "used", self.beside + sum(model.bytes for model in models))
         put(self, "loading", sum(model.bytes for model in models if not model.resident))
+        put(self, "deferred", sum(model.waiting for model in models if not model.resident))
         put(self, "pinned", sum(model.bytes for model in models if model.pinned))
 
     def fits(self, size: int) -> bool:
@@ -115,11 +122,12 @@ class Wanted:
 def rank(wanted: Wanted, replicas: Iterable[ReplicaView]) -> Sequence[ReplicaView]:
     """The replicas, best first.
 
-    1. Those that have the model, or load it already: by the expected wait, then by how many
-       run there. But an idle one that does not have it comes before them if they are to wait
-       more than `SPREAD` times as long: so a model in demand spreads.
-    2. The others: those that are idle; those where it fits without evicting; by the expected
-       wait; by the model's home.
+    1. Those that have the model, or load it already: by the cost, then by how many run there.
+       But an idle one that does not have it comes before them if they cost more than `SPREAD`
+       times as much: so a model in demand spreads, and nobody passes a load for long while
+       another replica has nothing to do.
+    2. The others: those that are idle; those where it fits without evicting; by the cost; by
+       the model's home.
     3. Those in which it can never fit, then those that failed at this request.
     """
     model, size = wanted.model, wanted.bytes
@@ -129,39 +137,36 @@ def rank(wanted: Wanted, replicas: Iterable[ReplicaView]) -> Sequence[ReplicaVie
     for replica in replicas:
         failed = replica.name in wanted.avoid
         if failed or not (model in replica.models or replica.can_hold(size)):
-            wait = expected_wait(replica, wanted)
-            last.append(((failed, wait, -home(model, replica.name)), replica))
+            last.append(((failed, cost(replica, wanted), -home(model, replica.name)), replica))
         elif model in replica.models:
-            wait = expected_wait(replica, wanted)
-            have.append(((wait, replica.running, -home(model, replica.name)), replica))
+            key = (cost(replica, wanted), replica.running, -home(model, replica.name))
+            have.append((key, replica))
         else:
             idle, fits = replica.idle, replica.fits(size)
-            wait = 0.0 if idle else expected_wait(replica, wanted)
-            key = (not idle, not fits, _near(wait), -home(model, replica.name))
+            near = _near(0.0 if idle else cost(replica, wanted))
+            key = (not idle, not fits, near, -home(model, replica.name))
             lack.append((key, replica))
     for group in (have, lack, last):
         group.sort(key=_key)
-    if have and lack and lack[0][1].idle:
-        elsewhere = expected_wait(lack[0][1], wanted)
-        if have[0][0][0] > SPREAD * elsewhere:
-            have.insert(0, lack.pop(0))
+    if have and lack and lack[0][1].idle and have[0][0][0] > SPREAD * cost(lack[0][1], wanted):
+        have.insert(0, lack.pop(0))
     return [replica for _, replica in (*have, *lack, *last)]
 
 
-def expected_wait(replica: ReplicaView, wanted: Wanted) -> float:
-    """Seconds until a request is expected to start there.
+def cost(replica: ReplicaView, wanted: Wanted) -> float:
+    """Seconds that a request there makes somebody wait: itself, and those whom it passes.
 
-    A load waits for what runs; a request waits for the loads that were wanted before it, and for
-    those of its model before it, if more are there than are decoded together.
+    A load waits for what runs, and for the loads that were wanted before it. A request whose model
+    is there waits for those of its model before it, if more are there than are decoded together,
+    and makes those wait longer who wait for a load.
     """
-    loads = replica.loading / replica.load_rate
     here = replica.models.get(wanted.model)
-    if here is None:
-        drain = replica.answer if replica.running else 0.0
-        return drain + loads + wanted.bytes / replica.load_rate
-    rounds = (here.active + here.waiting) // replica.max_active
-    drain = replica.answer if loads and replica.running > here.active else 0.0
-    return drain + loads + rounds * replica.answer
+    if here is not None and here.resident:
+        rounds = (here.active + here.waiting) // replica.max_active
+        return (rounds + replica.deferred) * replica.answer
+    drain = replica.answer if replica.running else 0.0
+    bytes_before = replica.loading + (wanted.bytes if here is None else 0)
+    return drain + bytes_before / replica.load_rate
 
 
 @lru_cache(maxsize=1 << 20)

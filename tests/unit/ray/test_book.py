@@ -56,6 +56,27 @@ def test_an_answer_that_a_report_still_has_as_running_is_over() -> None:
     assert book.view("r").idle
 
 
+def test_an_answer_stays_over_though_a_report_was_made_before_its_request_was() -> None:
+    book = Book()
+    book.sent("call", Wanted("a", GB, request_id="one"), "r")
+    book.answered("one", "r")
+    book.report(report(1, frozenset({"one"}), a=ModelAt(GB, active=1)))
+    assert book.view("r").idle
+    book.report(report(2, a=ModelAt(GB)))
+    book.report(report(3, frozenset({"one"}), a=ModelAt(GB, active=1)))
+    assert not book.view("r").idle  # it was asked for again
+
+
+def test_a_model_that_has_just_answered_makes_room() -> None:
+    book = Book()
+    book.report(Report("r", 1, ReplicaView("r", 3 * GB, beside=GB)))
+    book.sent("one", Wanted("a", GB), "r")
+    book.sent("two", Wanted("b", GB), "r")
+    book.ended("one", "r")
+    book.sent("three", Wanted("c", GB), "r")
+    assert set(book.view("r").models) == {"b", "c"}
+
+
 def test_what_has_no_room_beside_it_is_thought_evicted_longest_idle_first() -> None:
     book = Book()
     old, new = ModelAt(GB, idle=50), ModelAt(GB, idle=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlx_guarded_ray.routing import ModelAt, ReplicaView, Wanted, expected_wait, rank
+from mlx_guarded_ray.routing import ModelAt, ReplicaView, Wanted, cost, rank
 
 GB = 10**9
 NAMES = st.sampled_from("abcdef")
@@ -76,12 +76,12 @@ def test_a_replica_that_has_the_model_is_left_only_for_an_idle_one_that_is_far_s
     chosen = rank(wanted, cluster)[0]
     if not have:
         return
-    soonest = min(expected_wait(r, wanted) for r in have)
+    soonest = min(cost(r, wanted) for r in have)
     if chosen in have:
-        assert expected_wait(chosen, wanted) == soonest
+        assert cost(chosen, wanted) == soonest
     else:
         assert chosen.idle
-        assert expected_wait(chosen, wanted) < soonest
+        assert cost(chosen, wanted) < soonest
 
 
 @given(clusters(), WANTED)
@@ -124,6 +124,20 @@ def test_a_model_in_demand_spreads() -> None:
     assert first(Wanted("a", 2 * GB), hot, idle) == "idle"
     slow = ReplicaView("idle", 4 * GB, load_rate=GB / 100)
     assert first(Wanted("a", 2 * GB), hot, slow) == "hot"
+
+
+def test_nobody_passes_a_load_while_another_replica_has_nothing_to_do() -> None:
+    here = {"a": ModelAt(2 * GB, active=1)}
+    waits = {"c": ModelAt(2 * GB, resident=False, waiting=1)}
+    idle = ReplicaView("idle", 3 * GB, {"b": ModelAt(2 * GB)}, load_rate=GB)
+    assert first(Wanted("a", 2 * GB), ReplicaView("has", 3 * GB, here), idle) == "has"
+    assert first(Wanted("a", 2 * GB), ReplicaView("has", 3 * GB, here | waits), idle) == "idle"
+
+
+def test_what_is_promised_beside_the_models_leaves_less_room() -> None:
+    models = {"a": ModelAt(GB)}
+    assert ReplicaView("r", 3 * GB, models, beside=GB).fits(GB)
+    assert not ReplicaView("r", 3 * GB, models, beside=GB).fits(2 * GB)
 
 
 @pytest.mark.parametrize("model", ["a", "b", "c", "d"])
