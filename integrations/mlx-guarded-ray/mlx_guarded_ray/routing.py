@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from math import floor, log
+from operator import itemgetter
 
 ROOM = 1.1  # what a model takes, as a share of its weights
 LOAD_RATE = 1e9  # bytes a second, until loads have been measured
@@ -119,6 +120,9 @@ class Wanted:
     request_id: str = ""
 
 
+_Keyed = tuple[tuple[float, ...], ReplicaView]  # what comes first, and what it is the key of
+
+
 def rank(wanted: Wanted, replicas: Iterable[ReplicaView]) -> Sequence[ReplicaView]:
     """The replicas, best first.
 
@@ -131,23 +135,22 @@ def rank(wanted: Wanted, replicas: Iterable[ReplicaView]) -> Sequence[ReplicaVie
     3. Those in which it can never fit, then those that failed at this request.
     """
     model, size = wanted.model, wanted.bytes
-    have: list[tuple[tuple[float, ...], ReplicaView]] = []
-    lack: list[tuple[tuple[float, ...], ReplicaView]] = []
-    last: list[tuple[tuple[float, ...], ReplicaView]] = []
+    have: list[_Keyed] = []
+    lack: list[_Keyed] = []
+    last: list[_Keyed] = []
+    key: tuple[float, ...]
     for replica in replicas:
         failed = replica.name in wanted.avoid
         if failed or not (model in replica.models or replica.can_hold(size)):
-            last.append(((failed, cost(replica, wanted), -home(model, replica.name)), replica))
+            group, key = last, (failed, cost(replica, wanted))
         elif model in replica.models:
-            key = (cost(replica, wanted), replica.running, -home(model, replica.name))
-            have.append((key, replica))
+            group, key = have, (cost(replica, wanted), replica.running)
         else:
-            idle, fits = replica.idle, replica.fits(size)
-            near = _near(0.0 if idle else cost(replica, wanted))
-            key = (not idle, not fits, near, -home(model, replica.name))
-            lack.append((key, replica))
+            near = _near(0.0 if replica.idle else cost(replica, wanted))
+            group, key = lack, (not replica.idle, not replica.fits(size), near)
+        group.append(((*key, -home(model, replica.name)), replica))
     for group in (have, lack, last):
-        group.sort(key=_key)
+        group.sort(key=itemgetter(0))
     if have and lack and lack[0][1].idle and have[0][0][0] > SPREAD * cost(lack[0][1], wanted):
         have.insert(0, lack.pop(0))
     return [replica for _, replica in (*have, *lack, *last)]
@@ -174,10 +177,6 @@ def home(model: str, replica: str) -> float:
     """How much a replica is a model's home, from 0 to 1 (rendezvous hashing)."""
     digest = blake2b(f"{model}\0{replica}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
-
-
-def _key(item: tuple[tuple[float, ...], ReplicaView]) -> tuple[float, ...]:
-    return item[0]
 
 
 def _near(wait: float) -> int:
