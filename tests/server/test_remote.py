@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from llama_index.llms.mlx_guarded import MLXGuarded
 from langchain_mlx_guarded import ChatMLXGuarded, MLXGuardedEmbeddings
 from mlx_guarded_llm import Backend, BaseBackend, GuardedLLM, as_backend, default_backend, errors
 from mlx_guarded_llm.backend.remote import frames
-from mlx_guarded_llm.backend.remote.calls import Outbox
+from mlx_guarded_llm.backend.remote.calls import AGAIN, Calls, Outbox, Reply
 from mlx_guarded_llm.errors import (
     BackendClosed,
     ContextOverflow,
@@ -404,6 +406,31 @@ def test_a_server_that_comes_back_is_asked_again(
         assert backend.generate("paris", "Hello").text == ANSWER
     finally:
         later.join()
+
+
+class Silence(Calls):
+    """To a server that says nothing for long, then answers."""
+
+    broken = (TimeoutError,)
+
+    def _open(self) -> None: ...
+
+    async def _shut(self) -> None: ...
+
+    async def _attempt(self, call: str, content: bytes, reply: Reply) -> None:
+        del call, content
+        if reply.attempts == 1:
+            reply.heard = time.monotonic() - 2 * AGAIN
+            raise TimeoutError
+        reply.end("answered")
+
+
+def test_a_server_that_was_silent_for_long_is_asked_again() -> None:
+    came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    calls = Silence("nowhere")
+    calls.send("generate", {"model": "paris"}, came.put)
+    assert came.get(timeout=30) == "answered"
+    calls.close(wait=True)
 
 
 @pytest.mark.parametrize(

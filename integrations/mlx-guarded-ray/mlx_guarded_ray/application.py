@@ -34,11 +34,13 @@ class Cluster(BaseModel):
         min_replicas: how many there are at least, and
         max_replicas: at most: more are started when the queue is old.
         queue_age: seconds that the oldest request may wait before one more is started.
+        upscale_delay: seconds that it must be so, before each step.
+        downscale_delay: seconds that a replica must have nothing to do before one is ended.
         cpus: of a replica, as Ray counts them.
         gpus: of a replica.
         memory: bytes of a replica, as Ray counts them; the guard's budget is in the file.
         ingresses: replicas of the web application.
-        stats_period: seconds between two reports of a replica to all routers.
+        stats_period: seconds between two reports of a replica, to routers and the autoscaler.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,8 @@ class Cluster(BaseModel):
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int | None = Field(default=None, ge=1)
     queue_age: float = Field(default=10.0, gt=0)
+    upscale_delay: float = Field(default=30.0, ge=0)
+    downscale_delay: float = Field(default=600.0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     memory: int | None = Field(default=None, ge=1)
@@ -113,6 +117,9 @@ def build(
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=cluster.min_replicas,
                 max_replicas=cluster.max_replicas,
+                upscale_delay_s=cluster.upscale_delay,
+                downscale_delay_s=cluster.downscale_delay,
+                metrics_interval_s=cluster.stats_period,
                 policy=policy,
             )
         }

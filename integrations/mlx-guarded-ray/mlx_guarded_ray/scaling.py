@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -10,32 +10,34 @@ FASTEST = 2.0  # of so many times as many replicas at once
 
 
 def wanted_replicas(
-    current: int, oldest: Iterable[float], requests: Iterable[float], queue_age: float
+    current: int, oldest: Collection[float], requests: Collection[float], queue_age: float
 ) -> int:
     """How many replicas are wanted.
 
     Args:
-        current: how many there are.
-        oldest: seconds that the oldest request of each replica has waited.
-        requests: of each replica, running and waiting.
+        current: how many there are, or will be once those that start have started.
+        oldest: seconds that the oldest request has waited, of each replica that reports.
+        requests: running and waiting, of each of them.
         queue_age: seconds that the oldest request may wait.
 
     Returns:
-        As many more as the age calls for, at most `FASTEST` times as many; one fewer where a
-        replica has nothing to do and no request waits longer than a quarter of that; else as
-        many as there are.
+        As many more as the age calls for, at most `FASTEST` times as many, once all report; one
+        fewer where a replica has nothing to do and no request waits longer than a quarter of
+        that; else as many as there are.
     """
     age = max(oldest, default=0.0)
-    if age > queue_age:
+    if age > queue_age and len(oldest) >= current:
         return ceil(max(current, 1) * min(age / queue_age, FASTEST))
-    counts = list(requests)
-    if current > 1 and age <= queue_age / 4 and 0 in counts:
+    if current > 1 and age <= queue_age / 4 and 0 in requests:
         return current - 1
     return current
 
 
 class QueueAge:
     """Ray Serve's autoscaling policy; its bounds and delays are those of the deployment.
+
+    It takes the last report of each replica. Ray Serve's mean of half a minute would see a queue
+    that grows old when it is twice as old.
 
     Args:
         queue_age: as of `wanted_replicas`.
@@ -46,7 +48,10 @@ class QueueAge:
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """What Ray Serve asks at each step, with its `AutoscalingContext`."""
-        metrics = ctx.aggregated_metrics or {}
-        oldest = metrics.get("oldest_waiting", {}).values()
-        requests = metrics.get("requests", {}).values()
+        reports = ctx.raw_metrics or {}
+        oldest, requests = (_last(reports.get(name, {})) for name in ("oldest_waiting", "requests"))
         return wanted_replicas(ctx.target_num_replicas, oldest, requests, self._queue_age), {}
+
+
+def _last(reports: Mapping[Any, Sequence[Any]]) -> list[float]:
+    return [of_one[-1].value for of_one in reports.values() if of_one]

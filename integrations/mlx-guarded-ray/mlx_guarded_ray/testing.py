@@ -3,16 +3,76 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mlx_guarded_llm.engine.ranks.reach import free_ports
+
 ATTEMPTS = 4
+PATIENCE = 120.0  # seconds for one more node
 OBJECT_STORE = 80 * 2**20  # bytes; nothing of ours lies in it for long
+
+
+class Node:
+    """One more node of the cluster: another raylet, and what it starts.
+
+    Args:
+        cpus: that Ray counts.
+        memory: bytes that Ray counts.
+
+    Attributes:
+        id: by which Ray knows it.
+    """
+
+    def __init__(self, *, cpus: int, memory: int) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            self._process = _start_node(cpus, memory)
+            try:
+                self.id = self._found()
+            except RuntimeError:
+                self.kill()
+                if attempt == ATTEMPTS:
+                    raise
+            else:
+                return
+
+    def _found(self) -> str:
+        import ray
+
+        before = {node["NodeID"] for node in ray.nodes()}
+        deadline = time.monotonic() + PATIENCE
+        while self._process.poll() is None and time.monotonic() < deadline:
+            for node in ray.nodes():
+                if node["Alive"] and node["NodeID"] not in before:
+                    return str(node["NodeID"])
+            time.sleep(0.2)
+        raise RuntimeError("the node did not start.")
+
+    def kill(self) -> None:
+        """End all of its processes at once, as if the power failed."""
+        self._signal(signal.SIGKILL)
+        self._process.wait(PATIENCE)
+
+    def freeze(self) -> None:
+        """Stop all of its processes: its connections stay, and nothing answers any more."""
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        import psutil  # Ray brings it along
+
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self._process.pid)
+            for process in (*top.children(recursive=True), top):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
 
 @dataclass(frozen=True)
@@ -24,6 +84,13 @@ class LocalCluster:
     """
 
     url: str
+    _end: ExitStack = field(repr=False)
+
+    def add_node(self, **options: Any) -> Node:
+        """One more node, until it is killed or the cluster ends; see `Node`."""
+        node = Node(**options)
+        self._end.callback(node.kill)
+        return node
 
     def deploy(self, settings: Any, cluster: Any, **options: Any) -> Any:
         """Run an application in place of the one before; wait until it serves.
@@ -47,29 +114,29 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(cpus: int = 4) -> Iterator[LocalCluster]:
+def local_cluster(cpus: int = 4, memory: int | None = None) -> Iterator[LocalCluster]:
     """Start Ray and Ray Serve, and end both.
 
     Args:
-        cpus: that Ray counts, whatever the machine has.
+        cpus: of the first node as Ray counts them, whatever the machine has.
+        memory: bytes of the first node, likewise.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 
-    port = _free_port()
+    (port,) = free_ports("127.0.0.1", 1)
     # Short, as Unix sockets lie in it whose paths may have 107 characters.
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        _start(cpus, Path(folder))
-        try:
+        _start(cpus, memory, Path(folder))
+        with ExitStack() as end:
+            end.callback(ray.shutdown)
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            yield LocalCluster(f"http://127.0.0.1:{port}")
+            yield LocalCluster(f"http://127.0.0.1:{port}", end)
             serve.shutdown()
-        finally:
-            ray.shutdown()
 
 
-def _start(cpus: int, folder: Path) -> None:
+def _start(cpus: int, memory: int | None, folder: Path) -> None:
     """Start Ray, again if it gives up: it waits for itself half a minute, however busy it is."""
     import ray
 
@@ -77,6 +144,7 @@ def _start(cpus: int, folder: Path) -> None:
         try:
             ray.init(
                 num_cpus=cpus,
+                _memory=memory,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
                 log_to_driver=False,
@@ -92,7 +160,24 @@ def _start(cpus: int, folder: Path) -> None:
             return
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def _start_node(cpus: int, memory: int) -> subprocess.Popen[bytes]:
+    import ray
+
+    options = {
+        "address": ray.get_runtime_context().gcs_address,
+        "node-ip-address": "127.0.0.1",
+        "num-cpus": cpus,
+        "memory": memory,
+        "object-store-memory": OBJECT_STORE,
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            *("-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *(f"--{name}={value}" for name, value in options.items()),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for the test
+    )

@@ -184,7 +184,7 @@ class Calls(ABC):
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, away) and reply.can_go_on
             ),
-            stop=lambda _: not patient or time.monotonic() - reply.heard > AGAIN,
+            stop=lambda _: not patient or time.monotonic() - reply.away > AGAIN,
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
             reraise=True,
         )
@@ -205,7 +205,11 @@ class Calls(ABC):
         content = frames.call_of(reply.rest()) if reply.attempts else first
         reply.attempts += 1
         reply.moved = False
-        await self._attempt(call, content, reply)
+        try:
+            await self._attempt(call, content, reply)
+        finally:
+            if reply.away < reply.heard:
+                reply.away = time.monotonic()
 
 
 class Outbox:
@@ -242,6 +246,7 @@ class Reply:
         over: it has its end.
         wanted: nobody has cancelled it.
         heard: when the server was last heard, by `time.monotonic()`.
+        away: when an attempt first failed since then.
         attempts: how often the call was sent.
         moved: something of the answer has come since it was sent last.
         fingerprint: of the model that answers, once it is known.
@@ -261,6 +266,7 @@ class Reply:
         self.over = False
         self.wanted = True
         self.heard = self._began = time.monotonic()
+        self.away = 0.0
         self.attempts = 0
         self.moved = False
         self.task: asyncio.Task[None] | None = None
