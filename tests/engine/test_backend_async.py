@@ -22,12 +22,13 @@ async def until(backend: Backend, kind: str, count: int = 1, **fields: str) -> N
 
 
 async def test_twenty_at_once_and_the_loop_goes_on(backend: Backend, tiny: MakeModel) -> None:
+    record = backend.record
     alone = [(await backend.agenerate(tiny(), f"{n}?", max_tokens=10)).text for n in range(20)]
     ticks: list[int] = []
 
     async def tick() -> None:
         while True:
-            kinds = [event.kind for event in backend.record.events()]
+            kinds = [event.kind for event in record.events()]
             ticks.append(kinds.count("request.finished"))
             await asyncio.sleep(0)
 

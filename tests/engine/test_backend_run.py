@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -138,12 +139,8 @@ def test_one_at_a_time(backend: Backend) -> None:
         matrix_product()
         return threading.current_thread().name, began, time.monotonic()
 
-    runs: list[tuple[str, float, float]] = []
-    threads = [threading.Thread(target=lambda: runs.append(backend.run(fn))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: backend.run(fn), range(8)))
     in_order = sorted(runs, key=lambda run: run[1])
     assert all(first[2] <= second[1] for first, second in pairwise(in_order))
     assert len(runs) == 8 and len({name for name, *_ in runs}) == 1

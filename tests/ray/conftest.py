@@ -1,11 +1,15 @@
-"""Two replicas on this machine, for all tests here: Ray takes long to start on two cores."""
+"""A cluster on this machine, for all tests here: Ray takes long to start on two cores.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,18 @@ from mlx_guarded_ray.testing import LocalCluster, local_cluster
 
 from mlx_guarded_llm import Backend
 from mlx_guarded_llm.backend import BaseBackend
+from mlx_guarded_llm.results import Chunk, Result
 from mlx_guarded_llm.server import Settings
 from mlx_guarded_llm.server.settings import GuardSection, ModelEntry
 from mlx_guarded_llm.testing.tiny import make_tiny_model
 
 with warnings.catch_warnings():  # Ray's own code has some at its import
     warnings.simplefilter("ignore")
+    import ray
     from mlx_guarded_ray import Cluster
+
+
+MEMORY = 2**27  # bytes of the first node as Ray counts them: replicas that take some lie elsewhere
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,22 +42,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Probe(Replica):
-    """A replica that tells its process, so that tests can end it."""
+    """A replica that tells its process and its node, so that tests can end them."""
 
-    async def pid(self) -> tuple[str, int]:
-        return self.name, os.getpid()
+    async def place(self) -> tuple[str, int, str]:
+        return self.name, os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """Two replicas, and the address in front of them."""
+    """Replicas, and the address in front of them."""
 
     url: str
     replicas: Any
     cluster: LocalCluster
 
     def pids(self) -> dict[str, int]:
-        return dict(self.replicas.broadcast("pid").results(timeout_s=30))
+        return {name: pid for name, pid, _ in self._places()}
+
+    def nodes(self) -> dict[str, str]:
+        """The node of each replica, by id."""
+        return {name: node for name, _, node in self._places()}
+
+    def _places(self) -> list[tuple[str, int, str]]:
+        return list(self.replicas.broadcast("place").results(timeout_s=30))
+
+    def wait_for_replicas(self, count: int) -> None:
+        """Until so many are there. The test's own deadline ends it."""
+        while len(self._places()) != count:
+            time.sleep(0.5)
 
     def kill(self, name: str) -> None:
         os.kill(self.pids()[name], signal.SIGKILL)
@@ -70,14 +91,19 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    with local_cluster() as started:
+    with local_cluster(memory=MEMORY) as started:
         yield started
 
 
-@pytest.fixture(scope="session")
-def deployed(cluster: LocalCluster, settings: Settings) -> Deployed:
-    replicas = cluster.deploy(settings, Cluster(replicas=2, cpus=0.5), replica=Probe)
+def deploy(cluster: LocalCluster, settings: Settings, **of_cluster: Any) -> Deployed:
+    replicas = cluster.deploy(settings, Cluster(**of_cluster), replica=Probe)
     return Deployed(cluster.url, replicas, cluster)
+
+
+@pytest.fixture(scope="module")
+def deployed(cluster: LocalCluster, settings: Settings) -> Deployed:
+    """Two replicas."""
+    return deploy(cluster, settings, replicas=2, cpus=0.5)
 
 
 @pytest.fixture
@@ -95,3 +121,33 @@ def backend(deployed: Deployed) -> Iterator[BaseBackend]:
 def chat(model: str, **options: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "hi"}]
     return {"model": model, "messages": messages, "max_tokens": 8, **options}
+
+
+def read_all(
+    backend: BaseBackend, model: str, prompts: Sequence[str], strike: Callable[[], None], **options: Any
+) -> list[list[Chunk]]:
+    """Stream answers to prompts, and strike when each has begun."""
+    begun = threading.Barrier(len(prompts), action=strike)
+
+    def read(prompt: str) -> list[Chunk]:
+        chunks = []
+        for number, chunk in enumerate(backend.stream(model, prompt, **options)):
+            chunks.append(chunk)
+            if number == 2:
+                begun.wait(60)
+        return chunks
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(read, prompts))
+
+
+def assert_went_on(chunks: Sequence[Chunk], whole: Result) -> None:
+    """An answer went on at another replica, behind its last token, and is the same."""
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    last = chunks[-1]
+    assert last.finish_reason == "length"
+    assert last.usage is not None
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert last.guard is not None
+    assert last.guard.resumed
+    assert last.guard.replica not in ("", whole.guard.replica)
