@@ -40,7 +40,7 @@ JUPYTERLAB_VERSION := 4.6.6
 JUPYTERLAB := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/jupyterlab-$(JUPYTERLAB_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-contract test-remote test-lowest test-newest test-next \
+.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-cluster test-ray-contract test-remote test-lowest test-newest test-next \
 	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -82,10 +82,14 @@ test-remote: $(STAMP) ## the backend's contract over HTTP: Backend.connect to a 
 
 test-ray: $(STAMP) ## replicas on Ray Serve, on this machine, ~4 minutes
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
-	$(BIN)/pytest tests/ray -n 0 --no-cov $(ARGS)
+	$(BIN)/pytest tests/ray -m "not soak" -n 0 --no-cov $(ARGS)
+
+test-ray-cluster: $(STAMP) ## nodes of Ray that end, and autoscaling, on this machine, ~8 minutes
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
+	$(BIN)/pytest tests/ray -m soak -n 0 --no-cov $(ARGS)
 
 # What is about one guard is skipped. Ray warns at its import, and leaves sockets open.
-test-ray-contract: $(STAMP) ## the backend's contract at two replicas, ~30 minutes (PART=tokens for one file)
+test-ray-contract: $(STAMP) ## the backend's contract at two replicas, ~20 minutes (PART=tokens for one file)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
 	MLX_GUARDED_TEST_REMOTE=ray $(BIN)/pytest $(filter %$(PART).py,$(CONTRACT)) --no-cov -n 0 -W ignore $(ARGS)
 

@@ -1,5 +1,4 @@
-"""A cluster on this machine, for all tests here: Ray takes long to start on two cores.
-"""
+"""A cluster on this machine, for all tests here: Ray takes long to start on two cores."""
 
 from __future__ import annotations
 
@@ -85,6 +84,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         any_model=True,
         port=0,
         drain=2.0,
+        heartbeat=5.0,
         guard=GuardSection(offline=True, prefix_cache=0, count_others=False, memory_budget="1GiB"),
     )
 
@@ -124,7 +124,11 @@ def chat(model: str, **options: Any) -> dict[str, Any]:
 
 
 def read_all(
-    backend: BaseBackend, model: str, prompts: Sequence[str], strike: Callable[[], None], **options: Any
+    backend: BaseBackend,
+    model: str,
+    prompts: Sequence[str],
+    strike: Callable[[], None],
+    **options: Any,
 ) -> list[list[Chunk]]:
     """Stream answers to prompts, and strike when each has begun."""
     begun = threading.Barrier(len(prompts), action=strike)

@@ -16,7 +16,7 @@ from mlx_guarded_llm.server import Settings
 
 from .conftest import Deployed, assert_went_on, deploy, read_all
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(500)]
 
 MEMORY = 2**30  # bytes, of a node and of a replica
 STREAMS = 4

@@ -47,6 +47,7 @@ class RayBackend(CallingBackend):
             book_of(handle.deployment_name),
             self._catalog.full_name,
             Gathered(self.record),
+            settings.heartbeat,
         )
         super().__init__(calls, timeout=settings.guard.timeout)
         self._ray = calls

@@ -26,7 +26,7 @@ from .routing import ROOM, Wanted
 
 ROUTED = ("generate", "embed", "load")  # the calls that need the model in memory
 PERIOD = 1.0  # seconds between two gatherings of the record
-SILENCE = 60.0  # seconds without a heartbeat, after which a replica is taken for gone
+BEATS = 3  # heartbeats that do not come, after which a replica is taken for gone
 PATIENCE = 20.0  # seconds in which a replica must say what it knows
 
 
@@ -38,6 +38,7 @@ class RayCalls(Calls):
         book: which its router writes.
         full_name: of a model and its options.
         gathered: the record that its replicas' events go to.
+        heartbeat: seconds between two signs of life in a reply.
     """
 
     # `ServerUnavailable` of a replica that ends is added by `Calls`.
@@ -56,12 +57,14 @@ class RayCalls(Calls):
         book: Book,
         full_name: Callable[..., str],
         gathered: Gathered,
+        heartbeat: float,
     ) -> None:
         self._handle = handle
         self._stream = handle.options(stream=True, method_name="stream")
         self._book = book
         self._full_name = full_name
         self._gathered = gathered
+        self._silence = BEATS * heartbeat
         self._sizes: dict[str, int] = {}
         self._failed: WeakKeyDictionary[Reply, set[str]] = WeakKeyDictionary()
         self._gathering = asyncio.Lock()
@@ -95,7 +98,7 @@ class RayCalls(Calls):
         parts = self._stream.remote(wanted, call, content)
         try:
             while True:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(self._silence):
                     part = await anext(parts, None)
                 if part is None:
                     break
