@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from ..logs import get_logger
 from ..models import OnProgress, Progress
@@ -12,6 +13,18 @@ from ..models import OnProgress, Progress
 logger = get_logger("backend")
 
 MOST = 10_000  # calls that wait
+AT_ONCE = "at_once"  # an attribute of functions
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def at_once(listener: F) -> F:
+    """Mark a callback of ours, which neither blocks nor raises.
+
+    It is called where the news is, so it has heard everything before the answer is there.
+    """
+    setattr(listener, AT_ONCE, True)
+    return listener
 
 
 class Callbacks:
@@ -29,6 +42,9 @@ class Callbacks:
 
     def tell(self, listener: OnProgress, progress: Progress) -> None:
         """Call `listener` soon. Never blocks, and never raises."""
+        if getattr(listener, AT_ONCE, None) is True:
+            listener(progress)
+            return
         about = (progress.stage, progress.model, progress.request_id, progress.over)
         key = (id(listener), *about)
         with self._lock:

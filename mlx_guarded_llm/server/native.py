@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ..backend.callbacks import at_once
 from ..backend.remote import frames
 from ..backend.remote.frames import Call, Frame
 from ..backend.request_status import RequestStatus
@@ -94,6 +95,7 @@ class Asked:
                 raise refused(f"{option} is what only the server's settings may give.")
         return with_options(name, options, always=True) if found else name
 
+    @at_once
     def progress(self, progress: Any) -> None:
         """From another thread."""
         try:

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from mlx_guarded_llm import Progress
-from mlx_guarded_llm.backend.callbacks import MOST, Callbacks
+from mlx_guarded_llm.backend.callbacks import MOST, Callbacks, at_once
 
 PATIENCE = 30.0  # seconds; only a hang takes so long
 
@@ -53,6 +53,22 @@ def test_while_one_blocks_older_news_give_way_to_newer() -> None:
     callbacks.tell(slow, step(10, over=True))
     slow.go.set()
     assert [slow.next() for _ in range(3)] == [step(0), step(9), step(10, over=True)]
+    callbacks.close()
+
+
+def test_what_is_marked_is_called_at_once_beside_one_that_blocks() -> None:
+    callbacks, slow = Callbacks(), Slow()
+    heard: list[Progress] = []
+
+    @at_once
+    def ours(progress: Progress) -> None:
+        heard.append(progress)
+
+    callbacks.tell(slow, step(0))
+    assert slow.entered.wait(PATIENCE)
+    callbacks.tell(ours, step(1))
+    assert heard == [step(1)]
+    slow.go.set()
     callbacks.close()
 
 
