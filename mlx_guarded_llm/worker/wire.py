@@ -16,7 +16,7 @@ from typing import Any
 from ..engine.protocol import EngineOptions
 from ..errors import EngineDied
 
-PROTOCOL = 4  # of this module and `engine.protocol`; raised when either changes
+PROTOCOL = 5  # of this module and `engine.protocol`; raised when either changes
 MARK = b"\0mlx-guarded-rank\0"  # before the first frame of another rank, which a shell may start
 MAX_FRAME = 4 * 1024**3  # bytes; real messages are far smaller, nonsense is mostly larger
 
@@ -63,6 +63,19 @@ class Imported:
     """From the worker: MLX is imported, and how long that took."""
 
     seconds: float
+
+
+@dataclass(frozen=True)
+class Joining:
+    """From the worker: MLX connects it with other ranks, and holds Python's lock meanwhile.
+
+    So no thread of the worker notices the end of a rank, and the parent looks after them.
+
+    Attributes:
+        ranks: the process id on this machine, and the name, of each; none once they are connected.
+    """
+
+    ranks: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tests.engine._backend import events, text_of, wait_until
 pytestmark = pytest.mark.slow  # a group is started, and started again
 
 LOCAL = "local:2"
+NOBODY = [["127.0.0.1:1"], ["127.0.0.1:2"]]  # addresses at which no rank answers
 GREEDY: dict[str, Any] = {"max_tokens": 40, "temperature": 0.0}
 SSH = """#!/bin/sh
 for last; do :; done
@@ -33,6 +36,29 @@ case "$*" in
 *silent*) exec sleep 60 ;;
 *) echo "Welcome to second."; exec sh -c "$last" ;;
 esac
+"""
+
+
+# An interpreter whose rank stands still, once, where MLX would connect it.
+STANDS_STILL = """#!{python}
+import os, pathlib, runpy, sys, time
+from mlx_guarded_llm.engine.ranks.group import Group
+
+here = pathlib.Path({folder!r}, "pid")
+join = Group.join
+
+
+def stand_still(form):
+    if here.exists():
+        return join(form)
+    here.with_name("new").write_text(str(os.getpid()))
+    here.with_name("new").rename(here)
+    time.sleep(1000)
+
+
+Group.join = stand_still
+sys.argv[1:] = []
+runpy.run_module("mlx_guarded_llm.worker.rank", run_name="__main__")
 """
 
 
@@ -160,18 +186,61 @@ def test_no_rank_outlives_the_engine(spread: Backend, tiny: MakeModel) -> None:
     assert spread.generate(folder, "Hello", hosts=LOCAL, **GREEDY).text
 
 
-def test_other_machines_are_reached_by_ssh(
-    tiny: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "ssh").write_text(SSH)
-    (tmp_path / "ssh").chmod(0o755)
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a hostfile whose second host is behind what calls itself ssh."""
+    program(tmp_path / "ssh", SSH)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    def hostfile(name: str) -> str:
-        hosts = [{"ssh": "first", "ips": ["127.0.0.1"]}, {"ssh": name, "ips": ["127.0.0.2"]}]
+    def write(name: str, **facts: Any) -> str:
+        second = {"ssh": name, "ips": ["127.0.0.2"], **facts}
+        hosts = [{"ssh": "first", "ips": ["127.0.0.1"]}, second]
         (tmp_path / f"{name}.json").write_text(json.dumps(hosts))
         return str(tmp_path / f"{name}.json")
 
+    return write
+
+
+def test_a_rank_that_is_lost_while_mlx_connects_is_a_pause(
+    tiny: MakeModel, tmp_path: Path, hostfile: Callable[..., str]
+) -> None:
+    program(tmp_path / "python", STANDS_STILL.format(python=sys.executable, folder=str(tmp_path)))
+    hosts, folder = hostfile("second", python=str(tmp_path / "python")), tiny(layers=3)
+    # The watchdog would end it as well, but after minutes, and would call it hung.
+    with make(tmp_path, stall_timeout=300.0) as backend, ThreadPoolExecutor(1) as pool:
+        alone = backend.generate(folder, "Hello", **GREEDY)
+        answer = pool.submit(backend.generate, folder, "Hello", hosts=hosts, **GREEDY)
+        wait_until((tmp_path / "pid").exists)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        assert answer.result().text == alone.text
+        death = events(backend, "engine.died")[-1]
+        assert death.details["how"] == "rank_lost" and "rank 1 on second" in death.cause
+        assert len(other_ranks(backend)) == 1
+
+
+def test_a_rank_does_not_wait_for_ever_for_those_that_never_come() -> None:
+    form = (
+        f"Form(rank=1, options=EngineOptions(prepare_timeout=1.0), network='ring', variables="
+        f"{{'MLX_RANK': '1'}}, files={{'MLX_HOSTFILE': {json.dumps(NOBODY)!r}}})"
+    )
+    code = (
+        "from mlx_guarded_llm.engine.protocol import EngineOptions\n"
+        "from mlx_guarded_llm.engine.ranks.orders import Form\n"
+        "from mlx_guarded_llm.engine.ranks.group import Group\n"
+        f"Group.join({form})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGALRM
+
+
+def test_other_machines_are_reached_by_ssh(
+    tiny: MakeModel, tmp_path: Path, hostfile: Callable[..., str]
+) -> None:
     folder = tiny(layers=3)
     with make(tmp_path) as backend:
         with pytest.raises(HostUnavailable, match=r"rank 1 on nobody .*No route to host"):

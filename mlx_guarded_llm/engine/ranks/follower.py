@@ -101,7 +101,7 @@ class Follower:
         form = self._form
         assert form is not None and self._listening is not None
         self._listening.close()
-        self._group = Group.join(form.network, form.variables, form.files)
+        self._group = Group.join(form)
         self._residency = Residency(form.options, device())
 
     def _read_part(self, order: Read) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from ...errors import ModelUnsupported
 from ...models.config import text_config
 from ...models.numbers import Numbers
 from ...models.spec import ModelFiles
+from .orders import Form
+
+_STALLS = 2  # times `prepare_timeout`: the watchdog of a program that is there comes first
 
 
 class Group:
@@ -29,25 +32,25 @@ class Group:
         self.size: int = group.size()
 
     @classmethod
-    def join(cls, network: str, variables: Mapping[str, str], files: Mapping[str, str]) -> Group:
+    def join(cls, form: Form) -> Group:
         """Join the group, together with all other ranks. It waits for them.
 
-        Args:
-            network: what MLX calls the distributed backend.
-            variables: of the environment.
-            files: the contents of files, by the variable that has the file's name.
+        MLX holds Python's lock while it waits, so that this process would not notice that the one
+        it is to serve has ended. SIGALRM ends it then.
 
         Raises:
             RuntimeError: MLX cannot connect them.
         """
         with ExitStack() as stack:
-            for name, content in files.items():
+            for name, content in form.files.items():
                 file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
                 file.write(content)
                 file.flush()
                 os.environ[name] = file.name
-            os.environ.update(variables)
-            backend = "jaccl" if network == "jaccl-ring" else network
+            os.environ.update(form.variables)
+            backend = "jaccl" if form.network == "jaccl-ring" else form.network
+            signal.setitimer(signal.ITIMER_REAL, _STALLS * form.options.prepare_timeout)
+            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
             return cls(mx.distributed.init(strict=True, backend=backend))
 
     def share(self, tokens: mx.array) -> mx.array:

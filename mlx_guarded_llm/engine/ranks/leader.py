@@ -63,7 +63,6 @@ class Leader:
         except BaseException:
             self._ranks.end()
             raise
-        self._ranks.formed()
         return self.group
 
     def _form(self, hosts: Hosts) -> Group:
@@ -78,9 +77,10 @@ class Leader:
             self._check(self._ranks.answers(self._patience))
         finally:
             listening.close()
-        self._ranks.tell(Join())
-        group = Group.join(own.network, own.variables, own.files)
-        self._check(self._ranks.answers(self._patience))
+        with self._ranks.joining():
+            self._ranks.tell(Join())
+            group = Group.join(own)
+            self._check(self._ranks.answers(self._patience))
         return group
 
     def split(self, name: str, files: ModelFiles, ends: frozenset[int], model: Any) -> None:

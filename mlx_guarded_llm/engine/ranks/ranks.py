@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from ...errors import InvalidRequest
@@ -30,8 +31,8 @@ class Ranks(Protocol):
             HostUnavailable: one did not answer in this many seconds, or is gone.
         """
 
-    def formed(self) -> None:
-        """They are a group: from now on the end of one is the end of the engine."""
+    def joining(self) -> AbstractContextManager[None]:
+        """MLX connects them within this: from now on the end of one is the end of the engine."""
 
     def await_loss(self, seconds: float) -> None:
         """Wait until the end of a rank is noticed, if one has ended: it says more than MLX."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ class RankProcess:
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host.ssh}"
+
+    @property
+    def pid(self) -> int:
+        """Of its process, or of the `ssh` in between."""
+        return self._popen.pid
 
     def tell(self, order: Order) -> None:
         """Send an order. If the process is gone, `gone` is told."""
@@ -194,16 +199,23 @@ class StartedRanks:
     Args:
         path: see `RankProcess`.
         patience: seconds in which all of them must run.
-        lost: called on another thread, with the reason and whether the model may be to blame,
-            when a rank ends after they are a group.
+        lost: called on another thread, with the reason and whether it came from outside, when a
+            rank ends after they are a group.
+        joining: called with the process id and the name of each when they become a group, which
+            stops all threads of this process, and with nothing when they are one.
     """
 
     def __init__(
-        self, path: str, patience: float, lost: Callable[[GuardedLLMError, bool], None]
+        self,
+        path: str,
+        patience: float,
+        lost: Callable[[GuardedLLMError, bool], None],
+        joining: Callable[[tuple[tuple[int, str], ...]], None],
     ) -> None:
         self._path = path
         self._patience = patience
         self._lost = lost
+        self._joining = joining
         self._lock = threading.Lock()  # held while they are started, and ended
         self._hosts: Hosts | None = None
         self._ranks: tuple[RankProcess, ...] = ()
@@ -254,9 +266,18 @@ class StartedRanks:
                 self.await_loss(_LAST)
             raise
 
-    def formed(self) -> None:
-        """See `Ranks.formed`."""
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """See `Ranks.joining`."""
         self._formed = True
+        self._joining(tuple((rank.pid, str(rank)) for rank in self._ranks))
+        try:
+            yield
+        except BaseException:
+            self._formed = False
+            raise
+        finally:
+            self._joining(())
 
     def await_loss(self, seconds: float) -> None:
         """See `Ranks.await_loss`."""

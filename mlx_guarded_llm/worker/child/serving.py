@@ -24,7 +24,7 @@ from ...logs import handle_at_once
 from ...version import __version__
 from ..pickling import pack_outcome
 from ..status_page import StatusWriter
-from ..wire import PROTOCOL, FrameReader, Hello, Imported, Logged, Welcome, greeting
+from ..wire import PROTOCOL, FrameReader, Hello, Imported, Joining, Logged, Welcome, greeting
 from .outbox import Outbox
 from .ranks import StartedRanks
 
@@ -80,7 +80,12 @@ class Serving:
         # the path would shadow it.
         mlx_thread().post(lambda: _look_in(welcome.sys_path))
         path = "\n".join([str(_ROOT), *sys.path, *welcome.sys_path])
-        self._ranks = StartedRanks(path, welcome.options.prepare_timeout, self._rank_lost)
+        self._ranks = StartedRanks(
+            path,
+            welcome.options.prepare_timeout,
+            lost=self._rank_lost,
+            joining=lambda ranks: self._outbox.put(Joining(ranks)),
+        )
         self._engine = Engine(self._emit, welcome.options, self._status, self._ranks)
         mlx_thread().post(lambda: mlx_thread().add(_Flusher(self._outbox)))
         for command in messages:

@@ -27,9 +27,10 @@ from ...errors import EngineDied, GuardedLLMError, InvalidRequest
 from ...logs import get_logger
 from ...version import __version__
 from ..pickling import unpack_outcome
-from ..wire import PROTOCOL, Imported, Logged, Welcome, WireBroken, read_greeting
+from ..wire import PROTOCOL, Imported, Joining, Logged, Welcome, WireBroken, read_greeting
 from .channel import Channel
 from .death import Death, Died, read_death
+from .joining import JoiningRanks
 from .oom import oom_kills
 from .process import KILL_GRACE, WorkerProcess
 from .spawn import CannotStart, search_path
@@ -87,6 +88,7 @@ class WorkerEngine:
         self._failure: GuardedLLMError | None = None  # another process would fail in the same way
         self._condemned = ""
         self._rank_lost = False
+        self._joining = JoiningRanks()
         self._hung = ""
         self._look_at = 0.0
         self._kill_at: float | None = None
@@ -147,6 +149,8 @@ class WorkerEngine:
                 self._take(message)
             if channel.over and self._kill_at is None and not process.asked:
                 self._kill_in(LEAVE_GRACE)
+            if self._joining and not self._condemned:
+                self._look_after_ranks()
             now = time.monotonic()
             if now >= self._look_at or self._kill_at is not None:
                 self._look(now)
@@ -165,6 +169,8 @@ class WorkerEngine:
             )
         elif isinstance(message, Imported):
             self.timings["import"] = message.seconds
+        elif isinstance(message, Joining):
+            self._joining.watch(message.ranks)
         elif isinstance(message, Broken) and not self._ready:
             self._fail(message.error)
         elif isinstance(message, Broken):
@@ -205,7 +211,14 @@ class WorkerEngine:
     def _interval(self) -> float:
         """Seconds until there is something to look after."""
         at = self._look_at if self._kill_at is None else self._kill_at
-        return max(0.02, at - time.monotonic())
+        interval = max(0.02, at - time.monotonic())
+        return min(interval, self._joining.interval) if self._joining else interval
+
+    def _look_after_ranks(self) -> None:
+        self._condemned = self._joining.lost()
+        if self._condemned:
+            self._rank_lost = True
+            self._process.signal(signal.SIGKILL)
 
     def _look(self, now: float) -> None:
         """End a worker that makes no progress, or does not leave."""
@@ -242,6 +255,7 @@ class WorkerEngine:
 
     def _finish(self) -> None:
         process = self._process
+        self._joining.end()
         if process.output is not None:
             process.output.finish(STDERR_GRACE)
         if self._failure is None and isinstance(process.failure, CannotStart):
