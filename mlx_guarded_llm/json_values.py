@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from reprlib import Repr
@@ -15,6 +16,9 @@ MAX_VALUES = 250_000  # in one copy: a list may hold itself, or another one many
 MAX_TOKEN_ID = 2**31 - 1  # what MLX counts tokens with
 _MAX_BITS = 14_000  # of an integer: Python refuses to print much longer ones
 _SHOWN = 200  # characters
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*")
+_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
 BUILTIN = frozenset({type(None), bool, int, float})  # types whose values need no copy
 
 
@@ -232,3 +236,14 @@ class _Copier:
             name = plain_text(key, where)
             copy[name] = self.copy(item, f"{where}.{name[:_SHOWN]}", levels)
         return copy
+
+
+def byte_count(value: object) -> int | None:
+    """Bytes, given as a number or as text such as "12GB" or "1.5 GiB"; None if it is neither."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        unit = _UNITS.get(match[2].upper()) if match else None
+        return int(float(match[1]) * unit) if match and unit else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(plain_number(value))
+    return None

@@ -34,10 +34,11 @@ from ..engine.protocol import (
     Ended,
     FirstToken,
     JobEnded,
+    LoadPrepared,
     Measured,
     Moved,
     Prepared,
-    ReadTokenizer,
+    PrepareLoad,
     Ready,
     Report,
     Stopped,
@@ -246,6 +247,7 @@ class Dispatcher(Loop):
         elif status is Status.PREPARING:
             request.counted = True
             request.prompt_tokens, request.max_tokens = report.prompt_tokens, report.max_tokens
+            self._know_ranks(report)
             try:
                 tokens = report.prompt_tokens + report.max_tokens
                 self.ledger.know_request(request.id, request.key, tokens)
@@ -402,13 +404,14 @@ class Dispatcher(Loop):
     def _ask_guard(self, job: Job) -> None:
         """Have the guard queue a job.
 
-        1. It has it already: there is nothing to do.
+        1. It has it already, or the engine prepares it: there is nothing to do.
         2. The files of the model to load are not known: `_fetched` goes on.
         3. No engine works: one starts, and `_on_ready` goes on.
-        4. Otherwise the guard gets it; a load when its memory is claimed. One that could never fit
-           is refused.
+        4. It is a load, and could never fit: it is refused.
+        5. It is a load: the engine prepares it, and `_load_prepared` goes on.
+        6. Otherwise the guard gets it.
         """
-        if job.asked:
+        if job.asked or job.in_engine:
             return
         if job.kind == "load":
             assert job.spec is not None
@@ -418,17 +421,36 @@ class Dispatcher(Loop):
         if not self.supervisor.works():
             return
         if job.files is not None:
+            refusal = self._model_refusal(job.key)  # engines may have died while they prepared it
+            if refusal is not None:
+                raise refusal
             self._enter_model(job.key, job.files)
-            self.supervisor.send(ReadTokenizer(job.key, job.files))
+            job.in_engine = True
+            self.supervisor.send(PrepareLoad(job.id, job.key, job.files))
+            return
         job.asked = True
         now = time.monotonic()
-        if job.kind == "load":
-            work = partial(self._ask_load, job)
-            self.claims.after(partial(self._for_job, job, work))
-        elif job.kind == "unload":
+        if job.kind == "unload":
             self.do(self.guard.ask_unload(now, job.id, job.key))
         else:
             self.do(self.guard.ask_run(now, job.id, job.key))
+
+    def _load_prepared(self, report: LoadPrepared) -> None:
+        """The engine has prepared a load, which can be queued when its memory is claimed."""
+        job = self.pending.jobs.get(report.job_id)
+        if job is None or not job.in_engine:
+            return
+        job.in_engine, job.asked = False, True
+
+        def enter() -> None:
+            assert self.ledger is not None
+            if report.error is not None:
+                raise report.error
+            self._know_ranks(report)
+            self.ledger.check_model(job.key)
+            self.claims.after(partial(self._for_job, job, partial(self._ask_load, job)))
+
+        self._for_job(job, enter)
 
     def _ask_load(self, job: Job) -> None:
         if self.pending.jobs.get(job.id) is job:
@@ -543,6 +565,11 @@ class Dispatcher(Loop):
         if not self.guard.has(key):
             self.registry.enter(key, files, self.ledger)
 
+    def _know_ranks(self, report: Prepared | LoadPrepared) -> None:
+        """What the ranks of a model that is spread may take, if it is."""
+        if self.ledger is not None and report.rank_limit is not None:
+            self.ledger.rank_limit = report.rank_limit
+
     def models(self) -> list[ModelInfo]:
         """Every model that is resident, wanted or quarantined, by name."""
         infos = model_infos(
@@ -605,6 +632,8 @@ class Dispatcher(Loop):
             self._first_token(report)
         elif isinstance(report, Prepared):
             self._prepared(report)
+        elif isinstance(report, LoadPrepared):
+            self._load_prepared(report)
         elif isinstance(report, JobEnded):
             self._job_ended(report)
         elif isinstance(report, Moved):
@@ -746,6 +775,8 @@ class Dispatcher(Loop):
         requests = list(self.pending.requests.values())
         for request in requests:
             request.in_engine = ""
+        for job in self.pending.jobs.values():
+            job.in_engine = False
         emitted = {request.id: len(request.tokens) for request in requests if request.tokens}
         self.do(self.guard.lost(now, death.text, emitted=emitted))
         for request in requests:

@@ -23,7 +23,8 @@ class Job:
             function.
         declares: once it is loaded, the bare name of the model means it.
         files: of the model to be loaded, when they are known.
-        asked: the guard has it.
+        in_engine: an engine prepares it.
+        asked: the guard has it, or is about to.
         value: what the engine returned.
         error: what the engine reported, or the function raised.
     """
@@ -37,6 +38,7 @@ class Job:
     declares: bool = False
     fn: Callable[[], Any] | None = None
     files: ModelFiles | None = None
+    in_engine: bool = False
     asked: bool = False
     on_progress: OnProgress | None = None
     value: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -11,6 +10,7 @@ from ..errors import InvalidRequest
 from ..guard import Priority
 from ..json_values import (
     BUILTIN,
+    byte_count,
     plain_list,
     plain_number,
     plain_scalar,
@@ -29,9 +29,6 @@ FOREVER = 1e9  # seconds; clocks and locks refuse infinity
 MOST = 2**31 - 1  # of anything that is counted
 MOST_BYTES = 2**50
 MAX_LABEL = 1024  # characters
-_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*")
-_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-_UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
 
 _KINDS: Mapping[str, str] = {  # of options; a field of `SortedOptions` for each
     **dict.fromkeys(SamplingParams.__dataclass_fields__, "sampling"),
@@ -140,14 +137,8 @@ def count(name: str, value: int) -> int:
 
 def byte_size(name: str, value: int | str, least: int) -> int:
     """Bytes, given as a number or as text such as "12GB" or "1.5 GiB"."""
-    size = -1
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value)
-        if match and match[2].upper() in _UNITS:
-            size = int(float(match[1]) * _UNITS[match[2].upper()])
-    elif isinstance(value, int) and not isinstance(value, bool):
-        size = int(plain_number(value))
-    if not least <= size <= MOST_BYTES:
+    size = byte_count(value)
+    if size is None or not least <= size <= MOST_BYTES:
         raise _wrong(name, value, 'bytes, or text such as "12GB"')
     return size
 

@@ -40,8 +40,8 @@ from .protocol import (
     Load,
     Measured,
     Moved,
+    PrepareLoad,
     Preparing,
-    ReadTokenizer,
     Ready,
     Report,
     Run,
@@ -103,7 +103,7 @@ class Engine:
 
     def send(self, command: Command) -> None:
         """Carry out a command soon. Call it from any thread; it never blocks."""
-        if isinstance(command, Preparing | ReadTokenizer):
+        if isinstance(command, Preparing | PrepareLoad):
             self._preparer.put(command)
         else:
             if isinstance(command, Cancel):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ..embed_request import EmbedRequest
 from ..errors import GuardedLLMError
 from ..memory.budget import MemoryLimits
+from ..memory.rank_limit import RankLimit
 from ..models.spec import ModelFiles, Progress
 from ..params import SamplingParams
 from ..request import PromptRequest
@@ -110,9 +111,13 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
-class ReadTokenizer:
-    """Read the tokenizer of a model that is about to be loaded, off the MLX thread."""
+class PrepareLoad:
+    """Do what a load needs and MLX does not, before its turn. Answer: `LoadPrepared`.
 
+    Its tokenizer is read, and the processes of other ranks are started.
+    """
+
+    job_id: str
     model: str
     files: ModelFiles
 
@@ -167,7 +172,7 @@ class Run:
 
 
 Preparing = Prepare | PrepareTexts | Tokenize
-Command = Preparing | ReadTokenizer | Start | Cancel | Load | Unload | Run
+Command = Preparing | PrepareLoad | Start | Cancel | Load | Unload | Run
 
 
 # ---- reports --------------------------------------------------------------------------
@@ -195,11 +200,26 @@ class Prepared:
     Attributes:
         prompt_tokens: tokens of the prompt, or of the longest text.
         max_tokens: as requested, or what the context window leaves.
+        rank_limit: for the ledger, if ranks elsewhere have parts of the model.
     """
 
     request_id: str
     prompt_tokens: int
     max_tokens: int
+    rank_limit: RankLimit | None = None
+
+
+@dataclass(frozen=True)
+class LoadPrepared:
+    """A load can have its turn, or why it never will.
+
+    Attributes:
+        rank_limit: see `Prepared`.
+    """
+
+    job_id: str
+    rank_limit: RankLimit | None = None
+    error: GuardedLLMError | None = None
 
 
 @dataclass(frozen=True)
@@ -315,5 +335,15 @@ class Stopped:
 
 
 Report = (
-    Ready | Prepared | Delta | FirstToken | Ended | JobEnded | Moved | Measured | Broken | Stopped
+    Ready
+    | Prepared
+    | LoadPrepared
+    | Delta
+    | FirstToken
+    | Ended
+    | JobEnded
+    | Moved
+    | Measured
+    | Broken
+    | Stopped
 )

@@ -30,6 +30,7 @@ class Footprint:
         logits_bytes: the logits of one token, in float32 as the sampler has them.
         overhead_bytes: a lower bound for a prefill, as measured (`Corrections`).
         whole_texts: it embeds texts, each as a whole however long it is.
+        ranks: it is spread, and these are the takings of so many ranks; 0 if it is not.
     """
 
     weight_bytes: int
@@ -41,6 +42,7 @@ class Footprint:
     logits_bytes: int = 0
     overhead_bytes: int = 0
     whole_texts: bool = False
+    ranks: int = 0
 
     def kv_bytes(self, tokens: int) -> int:
         """The caches of one sequence of this many tokens, without `state_bytes`."""
@@ -144,6 +146,7 @@ def _share(whole: Footprint, files: ModelFiles, hosts: Hosts) -> Footprint:
         activation_bytes=here * whole.activation_bytes,
         score_bytes=here * whole.score_bytes,
         logits_bytes=here * whole.logits_bytes,
+        ranks=here,
     )
 
 

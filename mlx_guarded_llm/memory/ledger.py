@@ -7,13 +7,15 @@ Pure book-keeping in bytes; the guard asks it (`guard.MemoryLedger`) and nothing
          + the prefix cache's bound
          + the largest prefill peak, once, because one thread steps one batch at a time
 
-It must stay within the budget, less what other programs hold.
+It must stay within the budget, less what other programs hold. Of models that are spread, what one
+rank takes must stay within the limit of the tightest rank elsewhere.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from ..errors import MemoryRefused
@@ -21,6 +23,7 @@ from ..holder import Holder, listed
 
 if TYPE_CHECKING:
     from .footprint import Footprint
+    from .rank_limit import RankLimit
 
 GIB = 1024**3
 
@@ -109,6 +112,7 @@ class Ledger:
     Attributes:
         elsewhere_bytes: of the budget that other programs hold.
         held_by: these programs, if they are to be named.
+        rank_limit: of ranks elsewhere; None while there are none, or none have told.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Ledger:
         self.prefix_cache_bytes = prefix_cache_bytes
         self.elsewhere_bytes = 0
         self.held_by: tuple[Holder, ...] = ()
+        self.rank_limit: RankLimit | None = None
         self._prefill_tokens = prefill_tokens
         self._accounts: dict[str, _Account] = {}
         self._loaded: dict[str, _Account] = {}  # resident or loading
@@ -150,9 +155,7 @@ class Ledger:
         Raises:
             MemoryRefused: it would not fit even if every other model were evicted.
         """
-        needed = self.needed_bytes(model, tokens)
-        if needed > self.budget_bytes:
-            raise self._refused(f"{model} with {tokens} tokens of context", needed)
+        self._check_alone(model, tokens)
         self._accounts[model].want(request_id, tokens)
 
     def forget_request(self, request_id: str, model: str) -> None:
@@ -167,9 +170,7 @@ class Ledger:
         Raises:
             MemoryRefused: with the numbers.
         """
-        needed = self.needed_bytes(model)
-        if needed > self.budget_bytes:
-            raise self._refused(model, needed)
+        self._check_alone(model, None)
 
     def needed_bytes(self, model: str, tokens: int | None = None) -> int:
         """The bytes needed for a model alone in memory, with one request or none.
@@ -177,8 +178,7 @@ class Ledger:
         Args:
             tokens: of the prompt and answer of that request.
         """
-        alone = _Account(self._accounts[model].footprint, self._prefill_tokens)
-        return self._used({}, alone, tokens)
+        return self._used({}, self._alone(model), tokens)
 
     def share(self, elsewhere_bytes: int, held_by: Sequence[Holder] = ()) -> None:
         """Other programs hold some of the budget from now on.
@@ -265,10 +265,14 @@ class Ledger:
         """See `guard.MemoryLedger.refusal`."""
         others = self._others(model, idle)
         tokens = self._tokens(model, request_id)
-        what = model if tokens is None else f"{model} with {tokens} tokens of context"
+        account = self._accounts[model]
+        what = _described(model, tokens)
         if others:
             what += f" beside {', '.join(others)}"
-        return self._refused(what, self._used(others, self._accounts[model], tokens))
+        needed = self._used(others, account, tokens)
+        if needed <= self._free_of_others and not self._rank_fits(others, account, tokens):
+            return self._rank_refused(what, self._rank_used(others, account, tokens))
+        return self._refused(what, needed)
 
     # ---- sums --------------------------------------------------------------------
 
@@ -298,8 +302,37 @@ class Ledger:
         return tuple(evict)
 
     def _fits(self, model: str, tokens: int | None, evicted: Sequence[str]) -> bool:
-        others = self._others(model, evicted)
-        return self._used(others, self._accounts[model], tokens) <= self._free_of_others
+        others, account = self._others(model, evicted), self._accounts[model]
+        fits = self._used(others, account, tokens) <= self._free_of_others
+        return fits and self._rank_fits(others, account, tokens)
+
+    def _alone(self, model: str) -> _Account:
+        return _Account(self._accounts[model].footprint, self._prefill_tokens)
+
+    def _check_alone(self, model: str, tokens: int | None) -> None:
+        """Refuse what would not fit even if nothing else were in memory."""
+        alone, what = self._alone(model), _described(model, tokens)
+        needed = self._used({}, alone, tokens)
+        if needed > self.budget_bytes:
+            raise self._refused(what, needed)
+        if not self._rank_fits({}, alone, tokens):
+            raise self._rank_refused(what, self._rank_used({}, alone, tokens))
+
+    def _rank_fits(
+        self, loaded: Mapping[str, _Account], candidate: _Account, tokens: int | None
+    ) -> bool:
+        """As far as the tightest rank elsewhere goes."""
+        if self.rank_limit is None or not candidate.footprint.ranks:
+            return True
+        return self._rank_used(loaded, candidate, tokens) <= self.rank_limit.budget_bytes
+
+    def _rank_used(
+        self, loaded: Mapping[str, _Account], candidate: _Account, tokens: int | None
+    ) -> int:
+        """What one rank takes for the models that are spread, with a candidate that is."""
+        spread = {name: account for name, account in loaded.items() if account.footprint.ranks}
+        used = self._used(spread, candidate, tokens) - self.prefix_cache_bytes
+        return self.prefix_cache_bytes + ceil(used / candidate.footprint.ranks)
 
     def _used(
         self,
@@ -335,6 +368,18 @@ class Ledger:
             "`mlx-guarded fit` tells what fits.",
         )
 
+    def _rank_refused(self, what: str, needed: int) -> MemoryRefused:
+        assert self.rank_limit is not None
+        rank, budget = self.rank_limit.rank, self.rank_limit.budget_bytes
+        return MemoryRefused(
+            f"{what} needs {needed / GIB:.2f} GiB at {rank}, {self.prefix_cache_bytes / GIB:.2f} "
+            f"GiB of it for kept prefixes; models may use {budget / GIB:.2f} GiB there.",
+            needed_bytes=needed,
+            budget_bytes=budget,
+            hint="Lower max_tokens or prefix_cache, spread the model over more machines, or give "
+            "that one a higher memory_budget in the hostfile.",
+        )
+
     def _held_elsewhere(self, what: str, needed: int) -> MemoryRefused:
         """It would fit if other programs held nothing."""
         who = f"{listed(self.held_by)}. " if self.held_by else ""
@@ -347,3 +392,7 @@ class Ledger:
             hint=f"{who}End what is not needed, or have all programs use one server "
             "(`mlx-guarded serve --background`).",
         )
+
+
+def _described(model: str, tokens: int | None) -> str:
+    return model if tokens is None else f"{model} with {tokens} tokens of context"

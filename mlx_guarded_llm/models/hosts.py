@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import InvalidRequest
-from ..json_values import plain_scalar, shown
+from ..json_values import byte_count, plain_scalar, shown
 from .files import UnreadableFile, parse, read_bytes
 
 Sharding = Literal["tensor", "pipeline"]
@@ -41,12 +41,15 @@ class Host:
         ips: its addresses, at which the other ranks reach it.
         rdma: for JACCL, its device towards each rank; None towards itself.
         python: the interpreter there; "" for the path of the one that runs here.
+        memory_budget: bytes that models may use there; None for its device's default. On the
+            first machine the backend's own counts.
     """
 
     ssh: str
     ips: tuple[str, ...] = ()
     rdma: tuple[Any, ...] = ()
     python: str = ""
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +192,19 @@ def _read_host(name: str, entry: dict[str, Any]) -> Host:
     ssh, python = entry.get("ssh"), entry.get("python") or ""
     ips, rdma = entry.get("ips") or [], entry.get("rdma") or []
     texts = isinstance(ips, Sequence) and all(isinstance(ip, str) for ip in ips)
+    budget = entry.get("memory_budget")
+    nbytes = byte_count(budget)
+    if budget is not None and (nbytes is None or nbytes < 1):
+        raise InvalidRequest(
+            f"hosts: {name} has the memory_budget {shown(budget)}.", hint='Write "12GB".'
+        )
     if not (isinstance(ssh, str) and isinstance(python, str) and isinstance(rdma, list) and texts):
         raise InvalidRequest(
             f"hosts: {name} has the host {shown(entry)}.",
             hint='Write {"ssh": "name", "ips": ["10.0.0.1"]}.',
         )
     devices = tuple(tuple(each) if isinstance(each, list) else each for each in rdma)
-    return Host(ssh=ssh, ips=tuple(ips), rdma=devices, python=python)
+    return Host(ssh=ssh, ips=tuple(ips), rdma=devices, python=python, memory_budget=nbytes)
 
 
 def _checked(name: str, hosts: tuple[Host, ...]) -> tuple[Host, ...]:

@@ -19,10 +19,11 @@ from mlx_guarded_llm import Backend, Catalog, Result
 from mlx_guarded_llm.errors import (
     HostUnavailable,
     InvalidRequest,
+    MemoryRefused,
     ModelUnsupported,
 )
 from tests.conftest import MakeModel
-from tests.engine._backend import events, text_of, wait_until
+from tests.engine._backend import events, text_of, wait_for, wait_until
 
 pytestmark = pytest.mark.slow  # a group is started, and started again
 
@@ -34,6 +35,7 @@ for last; do :; done
 case "$*" in
 *nobody*) echo "ssh: connect to host nobody port 22: No route to host" >&2; exit 255 ;;
 *silent*) exec sleep 60 ;;
+*late*) until [ -e "{folder}/come" ]; do sleep 0.1; done; exec sh -c "$last" ;;
 *) echo "Welcome to second."; exec sh -c "$last" ;;
 esac
 """
@@ -194,7 +196,7 @@ def program(path: Path, text: str) -> None:
 @pytest.fixture
 def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes a hostfile whose second host is behind what calls itself ssh."""
-    program(tmp_path / "ssh", SSH)
+    program(tmp_path / "ssh", SSH.replace("{folder}", str(tmp_path)))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     def write(name: str, **facts: Any) -> str:
@@ -236,6 +238,47 @@ def test_a_rank_does_not_wait_for_ever_for_those_that_never_come() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert ended.returncode == -signal.SIGALRM
+
+
+def test_a_load_holds_up_nobody_while_its_ranks_start(
+    tiny: MakeModel, tmp_path: Path, hostfile: Callable[..., str]
+) -> None:
+    folder = tiny(layers=3)
+    with make(tmp_path) as backend, ThreadPoolExecutor(1) as pool:
+        load = pool.submit(backend.load, folder, hosts=hostfile("late"))
+        alone = backend.generate(folder, "Hello", **GREEDY)
+        assert not load.done()
+        (tmp_path / "come").touch()
+        load.result()
+        assert backend.generate(folder, "Hello", **GREEDY).text == alone.text  # the one with hosts
+        assert len(events(backend, "load.finished")) == 2
+
+
+def test_a_machine_with_less_memory_bounds_the_group(
+    tiny: MakeModel, tmp_path: Path, hostfile: Callable[..., str]
+) -> None:
+    # Half of the weights and a prefill take 10.0 MB, and a KV cache 0.5 MB for 1024 tokens.
+    folder, small = tiny(layers=3), hostfile("small", memory_budget="10.9MB")
+    with make(tmp_path, prefix_cache=0) as backend, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(MemoryRefused, match=r"2048 tokens .* at rank 1 on small") as refused:
+            backend.generate(folder, "Hello", hosts=small, temperature=0.0, max_tokens=None)
+        assert refused.value.budget_bytes == 10_900_000
+        backend.load(folder, hosts=small)
+        name = f"{folder}[hosts={small}]"
+        long = {"max_tokens": 900, "temperature": 0.0}
+        stream = backend.stream(name, "Hello", request_id="first", **long)
+        next(stream)
+        second = pool.submit(backend.generate, name, "Hello", request_id="second", **long)
+        wait_for(backend, "request.queued", request_id="second")
+        stream.close()
+        assert second.result().text
+        stories = [(event.kind, event.request_id) for event in events(backend, "request.")]
+        ended = stories.index(("request.finished", "first"))
+        assert stories.index(("request.started", "second")) > ended  # both fit here, not there
+    with make(tmp_path, prefix_cache=0) as backend:
+        with pytest.raises(MemoryRefused, match="rank 1 on tiny"):
+            backend.load(folder, hosts=hostfile("tiny", memory_budget="9MB"))
+        assert not events(backend, "load.started")
 
 
 def test_other_machines_are_reached_by_ssh(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from ...errors import (
     RequestCancelled,
 )
 from ...logs import get_logger
+from ...memory.rank_limit import RankLimit, tightest
 from ...models.encoders import only_embeds
 from ...models.hosts import Hosts
-from ...models.spec import draft_name
+from ...models.spec import ModelFiles, draft_name
 from ..decode.decoder import TokenSequence
 from ..decode.grammars import Grammars, logits_width
 from ..decode.microbatch import EncodedTexts
@@ -28,11 +29,12 @@ from ..output.embedding import PreparedTexts, encode_texts
 from ..protocol import (
     Broken,
     Ended,
+    LoadPrepared,
     Prepare,
     Prepared,
+    PrepareLoad,
     PrepareTexts,
     Preparing,
-    ReadTokenizer,
     Report,
     Tokenize,
 )
@@ -88,7 +90,7 @@ class Preparer:
         observer: hears of each request that is prepared.
         timeout: seconds that preparing one request may take.
         ready: waits for the machines over which a model is spread, which its load needs and which
-            must not hold up other models.
+            must not hold up other models; see `Ranks.ready`.
 
     Attributes:
         tokenizers: those that it has read, except for long requests.
@@ -99,7 +101,7 @@ class Preparer:
         emit: Callable[[Report], None],
         observer: Observer,
         timeout: float,
-        ready: Callable[[Hosts], None],
+        ready: Callable[[Hosts], Sequence[int]],
     ) -> None:
         self._ready = ready
         self._emit = emit
@@ -111,13 +113,13 @@ class Preparer:
         self.tokenizers = self._short.tokenizers
         self._opened = threading.Event()
         self._dead: GuardedLLMError | None = None
-        self._executor: KeyedExecutor[Preparing | ReadTokenizer] = KeyedExecutor(
+        self._executor: KeyedExecutor[Preparing | PrepareLoad] = KeyedExecutor(
             self._do, PREPARERS, timeout
         )
 
-    def put(self, command: Preparing | ReadTokenizer) -> None:
-        """Prepare a request, or read a tokenizer, soon. From any thread."""
-        if isinstance(command, ReadTokenizer):
+    def put(self, command: Preparing | PrepareLoad) -> None:
+        """Prepare a request, or a load, soon. From any thread."""
+        if isinstance(command, PrepareLoad):
             self._executor.put((command.model, False), "", command)
         else:
             self._executor.put((command.model, _is_long(command)), command.request_id, command)
@@ -165,13 +167,13 @@ class Preparer:
 
     # ---- on the executor's threads, from here on ---------------------------------------
 
-    def _do(self, command: Preparing | ReadTokenizer, place: int, task: Task) -> None:
+    def _do(self, command: Preparing | PrepareLoad, place: int, task: Task) -> None:
         self._opened.wait()
         task.began = time.monotonic()
         self._observer.preparing(place, command.model, task.name)
         try:
-            if isinstance(command, ReadTokenizer):
-                self._read_tokenizer(command)
+            if isinstance(command, PrepareLoad):
+                self._emit(self._prepare_load(command))
                 return
             try:
                 try:
@@ -185,13 +187,23 @@ class Preparer:
         finally:
             self._observer.prepared(place)
 
-    def _read_tokenizer(self, command: ReadTokenizer) -> None:
+    def _prepare_load(self, command: PrepareLoad) -> LoadPrepared:
+        try:
+            if self._dead is not None:
+                raise self._dead
+            rank_limit = self._ready_ranks(command.files)
+        except GuardedLLMError as error:
+            return LoadPrepared(command.job_id, error=error.with_traceback(None))
         # An error here occurs again in the load, which reports it.
         with contextlib.suppress(BaseException):
-            if self._dead is None:
-                self.tokenizers.get(command.model, command.files)
-                if command.files.draft is not None:
-                    self.tokenizers.get(draft_name(command.model), command.files.draft)
+            self.tokenizers.get(command.model, command.files)
+            if command.files.draft is not None:
+                self.tokenizers.get(draft_name(command.model), command.files.draft)
+        return LoadPrepared(command.job_id, rank_limit)
+
+    def _ready_ranks(self, files: ModelFiles) -> RankLimit | None:
+        """Wait for the machines over which a model is spread."""
+        return tightest(files.hosts, self._ready(files.hosts)) if files.hosts is not None else None
 
     def _report(self, command: Preparing, task: Task) -> Report | None:
         """The report of `_carry_out`, or of what it raised."""
@@ -277,8 +289,7 @@ class Preparer:
         from ..output.pipeline import TextPipeline
         from .prompt import encode_prompt, fit_max_tokens
 
-        if command.files.hosts is not None:
-            self._ready(command.files.hosts)
+        rank_limit = self._ready_ranks(command.files)
         tokenizer = self._tokenizer(command, task)
         _check_bias(command, len(tokenizer))
         window = command.files.context_window
@@ -312,7 +323,7 @@ class Preparer:
             pipeline,
             lambda token: str(tokenizer.convert_ids_to_tokens(token)),
         )
-        return Prepared(command.request_id, len(prompt), max_tokens)
+        return Prepared(command.request_id, len(prompt), max_tokens, rank_limit)
 
 
 def _check_bias(command: Prepare, vocabulary: int) -> None:

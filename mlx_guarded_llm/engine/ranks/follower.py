@@ -127,7 +127,7 @@ class Follower:
         return mx.get_active_memory() - before if form.here else 0
 
     def _check_memory(self, model: Any, files: ModelFiles) -> None:
-        """Refuse a part that does not fit: nobody else counts the memory of this machine.
+        """Refuse a part that does not fit, before it is read. The ledger went by predictions.
 
         Raises:
             MemoryRefused: with the numbers.

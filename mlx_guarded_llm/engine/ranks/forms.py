@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ...models.hosts import Hosts
 from ..protocol import EngineOptions
@@ -10,10 +12,13 @@ from .orders import Form
 from .reach import Address, free_ports
 
 
-def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
+def make_forms(hosts: Hosts, options: EngineOptions, budgets: Sequence[int]) -> list[Form]:
     """The first order of each rank, with the variables that `mlx.launch` would set.
 
     The ports are free on this machine; the others are expected to have them free too.
+
+    Args:
+        budgets: the bytes that each rank may use.
     """
     variables = dict(hosts.variables)
     if hosts.network == "ring":
@@ -30,7 +35,7 @@ def make_forms(hosts: Hosts, options: EngineOptions) -> list[Form]:
     return [
         Form(
             rank=rank,
-            options=options,
+            options=replace(options, memory_budget=budgets[rank]),
             network=hosts.network,
             variables={**variables, "MLX_RANK": str(rank)},
             files=files,

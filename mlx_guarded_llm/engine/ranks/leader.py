@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,6 @@ class Leader:
             options,
             prefill_step_size=limits.prefill_step_size,
             prefix_cache_bytes=limits.prefix_cache_bytes,
-            memory_budget=None,
         )
         self.group: Group | None = None
         self._models: set[str] = set()  # that the others have, or read
@@ -55,18 +54,18 @@ class Leader:
             HostUnavailable: a rank cannot be started, or cannot reach the next one.
             InvalidRequest: other hosts are a group already.
         """
-        self._ranks.ready(hosts)
+        budgets = self._ranks.ready(hosts)
         if self.group is not None:
             return self.group
         try:
-            self.group = self._form(hosts)
+            self.group = self._form(hosts, budgets)
         except BaseException:
             self._ranks.end()
             raise
         return self.group
 
-    def _form(self, hosts: Hosts) -> Group:
-        forms = make_forms(hosts, self._options)
+    def _form(self, hosts: Hosts, budgets: Sequence[int]) -> Group:
+        forms = make_forms(hosts, self._options, budgets)
         own, *others = forms
         self._ranks.tell(*others)
         listening = Listening(own.listen)

@@ -106,7 +106,8 @@ class Done:
     """An order was carried out, or why it was not.
 
     Attributes:
-        nbytes: for `Read`: what this rank's part takes.
+        nbytes: for `Read`: what this rank's part takes. Of the first answer, once MLX is
+            imported: what models may use of its device, if nothing else is said.
     """
 
     nbytes: int = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from ...errors import InvalidRequest
 from ...models.hosts import Hosts
@@ -13,8 +14,11 @@ from .orders import Done, Order
 class Ranks(Protocol):
     """The processes of the other ranks. There is one group of them in an engine's life."""
 
-    def ready(self, hosts: Hosts) -> None:
+    def ready(self, hosts: Hosts) -> Sequence[int]:
         """Start them, unless they run, and wait until all do. From any thread.
+
+        Returns:
+            The bytes that each rank may use; that of rank 0 means nothing.
 
         Raises:
             HostUnavailable: one cannot be started, or not in time. The next call tries again.
@@ -41,7 +45,7 @@ class Ranks(Protocol):
         """End them all."""
 
 
-def no_ranks(hosts: Hosts) -> None:
+def no_ranks(hosts: Hosts) -> NoReturn:
     """In place of `Ranks.ready`, where the engine has no process of its own.
 
     Raises:

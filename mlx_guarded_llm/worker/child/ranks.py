@@ -19,6 +19,7 @@ from typing import Any
 from ...engine.ranks.orders import Done, Order
 from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidRequest
 from ...logs import get_logger
+from ...memory.rank_limit import rank_budgets
 from ...models.hosts import Host, Hosts
 from ...version import __version__
 from ..wire import MARK, PROTOCOL, FrameReader, frame, read_greeting
@@ -219,16 +220,17 @@ class StartedRanks:
         self._lock = threading.Lock()  # held while they are started, and ended
         self._hosts: Hosts | None = None
         self._ranks: tuple[RankProcess, ...] = ()
+        self._budgets: Sequence[int] = ()
         self._formed = False
         self._stopped = False
         self._one_lost = threading.Event()
 
-    def ready(self, hosts: Hosts) -> None:
+    def ready(self, hosts: Hosts) -> Sequence[int]:
         """See `Ranks.ready`."""
         hosts = replace(hosts, sharding=None)
         with self._lock:
             if self._hosts == hosts:
-                return
+                return self._budgets
             if self._formed or self._stopped:
                 raise InvalidRequest(
                     f"hosts is {hosts}; the models of this backend are spread over {self._hosts}.",
@@ -236,20 +238,24 @@ class StartedRanks:
                 )
             self._end()  # they were to be a group with others, and never were
             try:
-                self._start(hosts)
+                self._budgets = rank_budgets(hosts, [0, *self._start(hosts)])
             except GuardedLLMError:
                 self._end()
                 raise
             self._hosts = hosts
+            return self._budgets
 
-    def _start(self, hosts: Hosts) -> None:
+    def _start(self, hosts: Hosts) -> list[int]:
+        """Start them. Returns the default budget of each one's device, in bytes."""
         until = time.monotonic() + self._patience
         for rank, host in enumerate(hosts.hosts[1:], start=1):
             self._ranks += (RankProcess(rank, host, hosts.is_here(host), self._path, self._gone),)
         for each in self._ranks:
             _check_version(each, each.answer(until))
-        for each in self._ranks:
-            _check(each.answer(until))  # it has imported MLX
+        answers = [each.answer(until) for each in self._ranks]  # they have imported MLX
+        for answer in answers:
+            _check(answer)
+        return [answer.nbytes for answer in answers]
 
     def tell(self, *orders: Order) -> None:
         """See `Ranks.tell`."""

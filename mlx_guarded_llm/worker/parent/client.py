@@ -16,7 +16,7 @@ from ...engine.protocol import (
     EngineOptions,
     JobEnded,
     Load,
-    ReadTokenizer,
+    PrepareLoad,
     Ready,
     Report,
     Run,
@@ -307,7 +307,7 @@ class WorkerEngine:
         refused = InvalidRequest(f"it cannot go to the worker ({type(error).__name__}: {error}).")
         if isinstance(message, (Load, Unload, Run)):
             self._emit(JobEnded(job_id=message.job_id, error=refused))
-        elif not isinstance(message, Welcome | ReadTokenizer):
+        elif not isinstance(message, Welcome | PrepareLoad):
             self._emit(Ended(request_id=message.request_id, error=refused))
 
     def _emit(self, report: Report | Died) -> None:

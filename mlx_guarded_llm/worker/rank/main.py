@@ -16,6 +16,7 @@ from ...engine.importing import import_residents
 from ...engine.ranks.orders import Done
 from ...engine.thread import mlx_thread
 from ...errors import HostUnavailable
+from ...memory.budget import default_budget
 from ...version import __version__
 from ..wire import MARK, PROTOCOL, FrameReader, Hello, frame, greeting
 
@@ -57,9 +58,10 @@ class _Rank:
         try:
             import_residents()
             from ...engine.ranks.follower import Follower
+            from ...engine.residency.residents import device
 
             self._follower = Follower(self._answer, socket.gethostname())
-            done = Done()
+            done = Done(nbytes=default_budget(device()))
         except BaseException as error:
             traceback.print_exc()
             text = (

@@ -204,3 +204,4 @@ def test_a_spread_model_takes_its_part(tmp_path: Path, hosts: str, here: int) ->
     assert part.weight_bytes == here * (head + (140 * 10**9 - head) // 2)
     assert part.kv_bytes_per_token == here * whole.kv_bytes_per_token // 2
     assert part.activation_bytes == here * whole.activation_bytes
+    assert (part.ranks, whole.ranks) == (here, 0)

@@ -13,6 +13,7 @@ from mlx_guarded_llm.errors import MemoryRefused
 from mlx_guarded_llm.holder import Holder
 from mlx_guarded_llm.memory import footprint as predicted
 from mlx_guarded_llm.memory.ledger import Ledger
+from mlx_guarded_llm.memory.rank_limit import RankLimit
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Footprint:
     state_bytes: int = 0
     prefill_per_token: int = 0
     whole_texts: bool = False
+    ranks: int = 0
 
     def kv_bytes(self, tokens: int) -> int:
         return self.per_token * tokens
@@ -155,6 +157,50 @@ def test_a_model_that_cannot_fit_alone_is_refused_before_it_loads() -> None:
     with pytest.raises(MemoryRefused, match="GiB") as refused:
         room.check_model("a")
     assert refused.value.needed_bytes == 21
+
+
+def spread(budget: int, *, ranks: int, limit: int) -> Ledger:
+    """A ledger with two models that are spread, and one that is not."""
+    room = Ledger(budget, prefix_cache_bytes=5)
+    room.rank_limit = RankLimit("rank 1 on b", limit)
+    for model in ("a", "b"):
+        room.know_model(model, Footprint(20, ranks=ranks))  # type: ignore[arg-type]
+    room.know_model("alone", Footprint(20))  # type: ignore[arg-type]
+    return room
+
+
+def test_what_is_spread_must_fit_at_the_tightest_rank() -> None:
+    room = spread(1000, ranks=2, limit=40)  # of which 5 are for prefixes
+    room.reserve_load("a")
+    room.reserve_load("alone")
+    room.know_request("r", "a", 50)  # 10 + 25 at each rank
+    assert room.plan_start("r", "a", ()) == ()
+    with pytest.raises(MemoryRefused, match=r"a with 52 tokens .* at rank 1 on b") as refused:
+        room.know_request("s", "a", 52)
+    assert (refused.value.needed_bytes, refused.value.budget_bytes) == (41, 40)
+    room.know_request("t", "alone", 500)
+    assert room.plan_start("t", "alone", ("a",)) == ()  # nothing of it is at that rank
+
+
+def test_only_what_is_spread_leaves_for_what_is_spread() -> None:
+    room = spread(1000, ranks=1, limit=40)
+    room.reserve_load("alone")
+    room.reserve_load("a")
+    assert room.plan_load("b", ("alone", "a")) == ("a",)
+    assert room.plan_load("b", ("alone",)) is None
+    error = room.refusal("b", ("alone",))
+    assert "b beside a needs" in str(error) and "at rank 1 on b" in str(error)
+    assert (error.needed_bytes, error.budget_bytes) == (45, 40)
+    tight = spread(30, ranks=1, limit=40)
+    tight.reserve_load("a")
+    assert "rank 1" not in str(tight.refusal("b", ()))  # its own budget is the tighter one
+
+
+def test_a_spread_model_that_cannot_fit_at_a_rank_is_refused_before_it_loads() -> None:
+    room = spread(1000, ranks=1, limit=24)
+    with pytest.raises(MemoryRefused, match="rank 1 on b"):
+        room.check_model("a")
+    room.check_model("alone")
 
 
 def test_a_refusal_names_who_stays_and_counts_each_peak_once() -> None:

@@ -45,6 +45,8 @@ def test_a_hostfile(tmp_path: Path) -> None:
     group = read_hosts(f"tensor:{write(tmp_path, file)}")
     assert (group.network, group.sharding, group.variables) == ("jaccl", "tensor", (("A", "1=2"),))
     assert group.hosts[1].rdma == (("rdma_en3",), None)
+    budgets = read_hosts(write(tmp_path, [PAIR[0], {**PAIR[1], "memory_budget": "1.5 GiB"}]))
+    assert [host.memory_budget for host in budgets.hosts] == [None, 3 * 2**29]
 
 
 def test_a_relative_path_counts_from_the_file_that_names_it(tmp_path: Path) -> None:
@@ -83,6 +85,8 @@ def test_what_is_none_is_refused(hosts: Any, says: str) -> None:
         ([PAIR[0], {"ips": ["10.0.0.2"]}], "has the host"),
         ([PAIR[0], {"ssh": "-oProxyCommand=x", "ips": ["10.0.0.2"]}], "is no name"),
         ([PAIR[0], {"ssh": "b; rm", "ips": ["10.0.0.2"]}], "is no name"),
+        ([PAIR[0], {**PAIR[1], "memory_budget": "much"}], "memory_budget 'much'"),
+        ([PAIR[0], {**PAIR[1], "memory_budget": 0}], "memory_budget 0"),
         ({"hosts": PAIR, "envs": ["A B=1"]}, "in envs"),
         ({"hosts": PAIR, "envs": "A=1"}, "in envs"),
     ],

@@ -17,8 +17,9 @@ OPTIONS = EngineOptions()
 
 
 def test_a_ring() -> None:
-    forms = make_forms(read_hosts("local:3"), OPTIONS)
+    forms = make_forms(read_hosts("local:3"), OPTIONS, [0, 5, 6])
     assert [form.variables["MLX_RANK"] for form in forms] == ["0", "1", "2"]
+    assert [form.options.memory_budget for form in forms] == [0, 5, 6]
     addresses = [form.listen for form in forms]
     assert len({address for each in addresses for address in each}) == 3
     assert [form.reach for form in forms] == [*addresses[1:], addresses[0]]
@@ -37,7 +38,7 @@ def test_jaccl(network: str) -> None:
         network=network,  # type: ignore[arg-type]  # it is one
         variables=(("A", "1"),),
     )
-    first, second = make_forms(hosts, OPTIONS)
+    first, second = make_forms(hosts, OPTIONS, [0, 5])
     assert second.variables["A"] == "1" and second.variables["MLX_RANK"] == "1"
     assert second.variables["MLX_JACCL_COORDINATOR"].startswith("127.0.0.1:")
     assert ("MLX_JACCL_RING" in second.variables) == (network == "jaccl-ring")
