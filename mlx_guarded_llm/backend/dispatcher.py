@@ -437,6 +437,9 @@ class Dispatcher(Loop):
 
     def _load_prepared(self, report: LoadPrepared) -> None:
         """The engine has prepared a load, which can be queued when its memory is claimed."""
+        if report.job_id is None:
+            self._can_come_back(report)
+            return
         job = self.pending.jobs.get(report.job_id)
         if job is None or not job.in_engine:
             return
@@ -704,6 +707,8 @@ class Dispatcher(Loop):
         requests = self.pending.requests.values()
         for request in sorted(requests, key=lambda r: rank.get(self.guard.status(r.id), 2)):
             self.advance(request)
+        for key in self.guard.held():
+            self.supervisor.send(PrepareLoad(None, key, self.registry.files[key]))
         self.do(self.guard.back(time.monotonic(), self.ledger))
         for job in list(self.pending.jobs.values()):
             self._advance_job(job)
@@ -760,6 +765,7 @@ class Dispatcher(Loop):
         by_engine_id = self.pending.by_engine_id
         suspects = [by_engine_id[name] for name in death.preparing if name in by_engine_id]
         self._interrupt_all(now, death)
+        self._hold_spread()
         self._blame_model(death, now)
         for request in suspects:
             error = request.preparing_killed(death)
@@ -785,6 +791,21 @@ class Dispatcher(Loop):
                 request.resumed = True
             elif status is Status.FINISHED:  # only the engine still had it
                 self.pending.remove(request)
+
+    def _hold_spread(self) -> None:
+        """Nobody waits for a machine that is away, except for its own models."""
+        for state in self.guard.models():
+            files = self.registry.files.get(state.name)
+            if files is not None and files.hosts is not None:
+                self.guard.hold(state.name)
+
+    def _can_come_back(self, report: LoadPrepared) -> None:
+        """The machines of a model are there again, or not."""
+        self._know_ranks(report)
+        now = time.monotonic()
+        if report.error is not None:
+            self.do(self.guard.refuse(now, report.model, report.error))
+        self.do(self.guard.release(now, report.model))
 
     def _blame_model(self, death: Death, now: float) -> None:
         """Count a death against the model that was at work."""

@@ -115,9 +115,12 @@ class PrepareLoad:
     """Do what a load needs and MLX does not, before its turn. Answer: `LoadPrepared`.
 
     Its tokenizer is read, and the processes of other ranks are started.
+
+    Attributes:
+        job_id: who asked; None for a model that comes back after the death of an engine.
     """
 
-    job_id: str
+    job_id: str | None
     model: str
     files: ModelFiles
 
@@ -214,10 +217,12 @@ class LoadPrepared:
     """A load can have its turn, or why it never will.
 
     Attributes:
+        job_id, model: as in `PrepareLoad`.
         rank_limit: see `Prepared`.
     """
 
-    job_id: str
+    job_id: str | None
+    model: str
     rank_limit: RankLimit | None = None
     error: GuardedLLMError | None = None
 

@@ -131,6 +131,7 @@ class Guard:
         """Another guard in the same state, and that state; see `forecast`.
 
         It tells nobody what it does, has any number of places, and its requests no deadlines.
+        Nothing is held in it: nobody knows for how long.
         """
         fork = Guard(replace(self._limits, max_queue=sys.maxsize), lost=self._rules.lost)
         fork._rules.closed = self._rules.closed
@@ -362,6 +363,19 @@ class Guard:
         state = self._at(now)
         state.ledger = ledger or state.ledger
         self._rules.lost = False
+        return self._rules.pump()
+
+    def hold(self, model: str) -> None:
+        """What a load of this model needs is not there: it waits for `release`."""
+        self._state.held[model] = None
+
+    def held(self) -> list[str]:
+        """The models that are held."""
+        return list(self._state.held)
+
+    def release(self, now: float, model: str) -> list[Action]:
+        """It is there: the model may be loaded."""
+        self._at(now).held.pop(model, None)
         return self._rules.pump()
 
     def interrupted(

@@ -14,7 +14,8 @@ The rules, followed in this order after every input (`pump`):
 6. What cannot begin although nothing runs never will. It is refused, with the numbers.
 7. When nothing is active and nothing waits, models idle for `keep_alive` are unloaded.
 8. Without an engine nothing begins. The models that are still wanted come back before
-   everything else, then the requests that were interrupted (see `transitions`).
+   everything else, then the requests that were interrupted (see `transitions`). A load that is
+   held, because it is not prepared, lets the others pass.
 9. When MLX has run out of memory, idle models are unloaded before anything else begins.
    Generations pause for it without waiting for `load_wait`.
 """
@@ -233,7 +234,9 @@ class Rules:
             ahead = state.running or state.head()
             if state.jobs.get(job.id) is not job or job.deferred_at is not None:
                 continue
-            if ahead is None or state.busy(job):
+            if job.kind == "load" and job.model in state.held:
+                self._transitions.defer(job, "preparing", ())
+            elif ahead is None or state.busy(job):
                 self._transitions.defer(job, "busy", state.holders(state.models[job.model].active))
             else:
                 self._transitions.defer(job, f"behind a {ahead.kind}", ((ahead.id, ahead.model),))

@@ -247,6 +247,7 @@ class State:
         callers: the job that each caller waits for.
         fresh: jobs added during the current input.
         running: the job that the engine has, or None.
+        held: models whose load is not prepared, so that it lets others pass.
         active: requests that the engine has, in the order they started.
         paused: the active requests that are not stepped while jobs run.
         pause_began: when they were paused.
@@ -264,6 +265,7 @@ class State:
         self.callers: dict[str, JobState] = {}
         self.fresh: list[JobState] = []
         self.running: JobState | None = None
+        self.held: dict[str, None] = {}
         self.active: dict[str, None] = {}
         self.paused: dict[str, None] = {}
         self.pause_began = 0.0
@@ -289,14 +291,16 @@ class State:
         self.pause_began, self.next_pause = other.pause_began, other.next_pause
 
     def head(self) -> JobState | None:
-        """The oldest pending job that its own model's generations do not block."""
+        """The oldest pending job that its own model does not block."""
         for job in self.jobs.values():
             if not self.busy(job):
                 return job
         return None
 
     def busy(self, job: JobState) -> bool:
-        """Whether this job must wait for the generations of its own model."""
+        """Whether this job must wait for its own model: for its generations, or its preparation."""
+        if job.kind == "load" and job.model in self.held:
+            return True
         return job.kind != "run" and bool(self.models[job.model].active)
 
     def pending(self, job_id: str | None) -> JobState | None:

@@ -36,6 +36,8 @@ case "$*" in
 *nobody*) echo "ssh: connect to host nobody port 22: No route to host" >&2; exit 255 ;;
 *silent*) exec sleep 60 ;;
 *late*) until [ -e "{folder}/come" ]; do sleep 0.1; done; exec sh -c "$last" ;;
+*once*) if [ -e "{folder}/was" ]; then until [ -e "{folder}/come" ]; do sleep 0.1; done; fi
+        touch "{folder}/was"; exec sh -c "$last" ;;
 *) echo "Welcome to second."; exec sh -c "$last" ;;
 esac
 """
@@ -252,6 +254,27 @@ def test_a_load_holds_up_nobody_while_its_ranks_start(
         load.result()
         assert backend.generate(folder, "Hello", **GREEDY).text == alone.text  # the one with hosts
         assert len(events(backend, "load.finished")) == 2
+
+
+def test_a_machine_that_stays_away_holds_up_its_own_models_only(
+    tiny: MakeModel, tmp_path: Path, hostfile: Callable[..., str]
+) -> None:
+    folder, hosts = tiny(layers=3), hostfile("once")
+    options: dict[str, Any] = {"max_tokens": 150, "temperature": 0.8, "seed": 5}
+    with make(tmp_path) as backend, ThreadPoolExecutor(1) as pool:
+        undisturbed = backend.generate(folder, "Hello", **options)
+        backend.load(folder, hosts=hosts)
+        spread = f"{folder}[hosts={hosts}]"
+        streams = [backend.stream(name, "Hello", **options) for name in (f"{folder}[]", spread)]
+        chunks = [[next(stream)] for stream in streams]
+        rest = pool.submit(list, streams[1])
+        other_ranks(backend)[0].kill()
+        chunks[0] += streams[0]  # an answer of the first machine alone goes on
+        assert not rest.done()
+        (tmp_path / "come").touch()
+        chunks[1] += rest.result()
+        assert [text_of(each) for each in chunks] == [undisturbed.text] * 2
+        assert all(each[-1].guard.resumed for each in chunks)
 
 
 def test_a_machine_with_less_memory_bounds_the_group(

@@ -193,13 +193,13 @@ class Preparer:
                 raise self._dead
             rank_limit = self._ready_ranks(command.files)
         except GuardedLLMError as error:
-            return LoadPrepared(command.job_id, error=error.with_traceback(None))
+            return LoadPrepared(command.job_id, command.model, error=error.with_traceback(None))
         # An error here occurs again in the load, which reports it.
         with contextlib.suppress(BaseException):
             self.tokenizers.get(command.model, command.files)
             if command.files.draft is not None:
                 self.tokenizers.get(draft_name(command.model), command.files.draft)
-        return LoadPrepared(command.job_id, rank_limit)
+        return LoadPrepared(command.job_id, command.model, rank_limit)
 
     def _ready_ranks(self, files: ModelFiles) -> RankLimit | None:
         """Wait for the machines over which a model is spread."""

@@ -17,7 +17,9 @@ from ..residency import loading
 from ..residency.residents import Residency, Resident, device
 from .group import Group
 from .orders import (
+    Beat,
     Build,
+    Clear,
     Done,
     Drop,
     EndTokens,
@@ -67,7 +69,7 @@ class Follower:
             self._build(order.model)
         elif isinstance(order, Drop):
             self._drop(order.model)
-        else:
+        elif not isinstance(order, Beat):
             self._answer(self._done(order))
 
     def stop(self) -> None:
@@ -78,7 +80,7 @@ class Follower:
     def _decoder(self, model: str) -> Any:
         return self._residents[model].decoder
 
-    def _done(self, order: Form | Reach | Join | Read) -> Done:
+    def _done(self, order: Form | Reach | Clear | Join | Read) -> Done:
         try:
             if isinstance(order, Read):
                 return Done(nbytes=self._read_part(order))
@@ -88,6 +90,9 @@ class Follower:
             elif isinstance(order, Reach):
                 assert self._form is not None
                 reach(self._form.reach)
+            elif isinstance(order, Clear):
+                assert self._listening is not None
+                self._listening.close()
             else:
                 self._join()
         except GuardedLLMError as error:
@@ -99,8 +104,7 @@ class Follower:
 
     def _join(self) -> None:
         form = self._form
-        assert form is not None and self._listening is not None
-        self._listening.close()
+        assert form is not None
         self._group = Group.join(form)
         self._residency = Residency(form.options, device())
 

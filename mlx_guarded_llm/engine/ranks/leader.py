@@ -15,7 +15,7 @@ from ..decode.decoder import Decoder, TokenSequence, Update
 from ..protocol import EngineOptions
 from .forms import make_forms
 from .group import Group, sharding
-from .orders import Build, Done, Drop, Insert, Join, Order, Reach, Read, Remove, Step
+from .orders import Build, Clear, Done, Drop, Insert, Join, Order, Reach, Read, Remove, Step
 from .ranks import Ranks
 from .reach import Listening, reach
 
@@ -76,6 +76,8 @@ class Leader:
             self._check(self._ranks.answers(self._patience))
         finally:
             listening.close()
+        self._ranks.tell(Clear())
+        self._check(self._ranks.answers(self._patience))
         with self._ranks.joining():
             self._ranks.tell(Join())
             group = Group.join(own)

@@ -43,6 +43,15 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class Clear:
+    """Leave the addresses to MLX. Answer: `Done`.
+
+    All ranks must have done so before any joins: MLX would take who only listened for a rank that
+    it can connect with.
+    """
+
+
+@dataclass(frozen=True)
 class Join:
     """Join the group, which every rank does at the same time. Answer: `Done`."""
 
@@ -98,7 +107,12 @@ class Drop:
     model: str
 
 
-Order = Form | Reach | Join | Read | Build | Insert | Remove | Step | Drop
+@dataclass(frozen=True)
+class Beat:
+    """Rank 0 is there. A rank that hears nothing for long ends: the network may be cut."""
+
+
+Order = Beat | Form | Reach | Clear | Join | Read | Build | Insert | Remove | Step | Drop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...engine.ranks.orders import Done, Order
+from ...engine.ranks.orders import Beat, Done, Order
 from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidRequest
 from ...logs import get_logger
 from ...memory.rank_limit import rank_budgets
@@ -32,6 +32,7 @@ _CONNECT = 10  # seconds for ssh to connect
 _KEPT = 4096  # bytes of stderr
 _GRACE = 5.0  # seconds for a rank to free its memory
 _LAST = 1.0  # seconds for reading the last that it wrote
+_BEAT = 5.0  # seconds between two signs of life; `rank.main` waits for six of them
 _LEFT = object()  # what its queue gets when it is gone
 # Exit statuses that say nothing about the model: ended from outside, or ssh lost the connection.
 _OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM, 255)
@@ -63,6 +64,7 @@ class RankProcess:
         self.asked = False
         self._gone = gone
         self._stderr = b""
+        self._telling = threading.Lock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             self._popen = subprocess.Popen(
@@ -91,7 +93,7 @@ class RankProcess:
     def tell(self, order: Order) -> None:
         """Send an order. If the process is gone, `gone` is told."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(OSError, ValueError):
+        with self._telling, contextlib.suppress(OSError, ValueError):
             data = memoryview(frame([order]))
             while data:
                 data = data[self._popen.stdin.write(data) :]
@@ -222,7 +224,8 @@ class StartedRanks:
         self._ranks: tuple[RankProcess, ...] = ()
         self._budgets: Sequence[int] = ()
         self._formed = False
-        self._stopped = False
+        self._stopped = threading.Event()
+        self._beating = False
         self._one_lost = threading.Event()
 
     def ready(self, hosts: Hosts) -> Sequence[int]:
@@ -231,7 +234,7 @@ class StartedRanks:
         with self._lock:
             if self._hosts == hosts:
                 return self._budgets
-            if self._formed or self._stopped:
+            if self._formed or self._stopped.is_set():
                 raise InvalidRequest(
                     f"hosts is {hosts}; the models of this backend are spread over {self._hosts}.",
                     hint="An engine has one group: use the same hosts, or another Backend.",
@@ -248,6 +251,9 @@ class StartedRanks:
     def _start(self, hosts: Hosts) -> list[int]:
         """Start them. Returns the default budget of each one's device, in bytes."""
         until = time.monotonic() + self._patience
+        if not self._beating:
+            self._beating = True
+            threading.Thread(target=self._beat, name="mlx-guarded-beat-ranks", daemon=True).start()
         for rank, host in enumerate(hosts.hosts[1:], start=1):
             self._ranks += (RankProcess(rank, host, hosts.is_here(host), self._path, self._gone),)
         for each in self._ranks:
@@ -297,8 +303,13 @@ class StartedRanks:
     def stop(self) -> None:
         """The engine has ended: end them, and start no others."""
         with self._lock:
-            self._stopped = True
+            self._stopped.set()
             self._end(_GRACE)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(_BEAT):
+            for rank in self._ranks:
+                rank.tell(Beat())
 
     def _end(self, grace: float = _LAST) -> None:
         ranks, self._ranks, self._hosts = self._ranks, (), None

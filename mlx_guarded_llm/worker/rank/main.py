@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from ..wire import MARK, PROTOCOL, FrameReader, Hello, frame, greeting
 
 _FAILED = 72  # exit status after an order that could not be carried out
 _GRACE = 5.0  # seconds to free everything
+_SILENCE = 30.0  # seconds without a word of rank 0, which speaks every five
 
 
 def main() -> NoReturn:
@@ -38,7 +40,7 @@ def main() -> NoReturn:
     rank = _Rank(answers)
     mlx_thread().post(rank.open)
     reader = FrameReader()
-    while data := os.read(orders, 256 * 1024):
+    while data := _heard(orders):
         for order in reader.feed(data):
             mlx_thread().post(lambda order=order: rank.do(order))  # type: ignore[misc]
     stopped = threading.Event()
@@ -87,6 +89,14 @@ class _Rank:
 
     def _answer(self, done: Done) -> None:
         _write(self._answers, frame([done]))
+
+
+def _heard(orders: int) -> bytes:
+    """What rank 0 says next; nothing if it has hung up, or been silent for too long."""
+    if not select.select([orders], [], [], _SILENCE)[0]:
+        sys.stderr.write(f"nothing was heard of rank 0 for {_SILENCE:.0f} s\n")
+        return b""
+    return os.read(orders, 256 * 1024)
 
 
 def _take_pipes() -> tuple[int, int]:
