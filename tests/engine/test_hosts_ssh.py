@@ -50,6 +50,7 @@ SSH_CONFIG = """Host {name}
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(
         SSHD is None or shutil.which("ssh") is None,
         reason="there is no sshd; `make test-ssh` installs it",
@@ -141,7 +142,15 @@ def hosts(tmp_path: Path, machines: dict[str, Machine]) -> str:
 
 
 def gone(processes: Sequence[psutil.Process]) -> bool:
-    return not any(process.is_running() for process in processes)
+    """Whether they have ended; an sshd that stands still waits for none of its children."""
+    return all(map(_gone, processes))
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 def ranks(machines: dict[str, Machine]) -> list[psutil.Process]:
