@@ -267,7 +267,9 @@ def test_a_machine_that_stays_away_holds_up_its_own_models_only(
         stream = backend.stream(folder, "Hello", hosts=hosts, **options)
         chunks = [next(stream)]
         rest = pool.submit(list, stream)
-        other_ranks(backend)[0].kill()
+        (behind_ssh,) = other_ranks(backend)
+        for process in (*behind_ssh.children(recursive=True), behind_ssh):
+            process.kill()
         wait_for(backend, "engine.died")
         assert backend.generate(f"{folder}[]", "Hello", **options).text == undisturbed.text
         assert not rest.done()
