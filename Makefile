@@ -40,7 +40,7 @@ JUPYTERLAB_VERSION := 4.6.6
 JUPYTERLAB := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/jupyterlab-$(JUPYTERLAB_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-cluster test-ray-contract test-remote test-lowest test-newest test-next \
+.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-cluster test-ray-contract test-remote test-ssh test-lowest test-newest test-next \
 	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -55,7 +55,7 @@ demo: $(STAMP) ## watch a load wait for a generation
 # Files run in the order of collection. Sorted by number of tests, a file with a single long
 # test would come last.
 test: $(STAMP) ## every test but the long ones, with coverage of guard and memory
-	$(BIN)/pytest $(SUITES) -m "not soak and not standard and not npm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(BIN)/pytest $(SUITES) -m "not soak and not standard and not npm and not ssh" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		--cov=mlx_guarded_llm.guard --cov=mlx_guarded_llm.memory --cov-branch \
 		--cov-report=term --cov-fail-under=95 $(ARGS)
 
@@ -92,6 +92,10 @@ test-ray-cluster: $(STAMP) ## nodes of Ray that end, and autoscaling, on this ma
 test-ray-contract: $(STAMP) ## the backend's contract at two replicas, ~20 minutes (PART=tokens for one file)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
 	MLX_GUARDED_TEST_REMOTE=ray $(BIN)/pytest $(filter %$(PART).py,$(CONTRACT)) --no-cov -n 0 -W ignore $(ARGS)
+
+test-ssh: $(STAMP) ## a model over several machines: sshds on this one's loopback, ~3 minutes
+	tests/engine/install-sshd
+	$(BIN)/pytest tests/engine/test_hosts_ssh.py -n 0 --no-cov $(ARGS)
 
 test-standard: $(STAMP) ## the frameworks' own integration suites, ~8 minutes
 	$(BIN)/pytest tests/standard tests/server/clients -m standard -n 0 -o faulthandler_timeout=1000 $(ARGS)

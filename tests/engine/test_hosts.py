@@ -290,7 +290,7 @@ def test_a_machine_with_less_memory_bounds_the_group(
         assert refused.value.budget_bytes == 10_900_000
         backend.load(folder, hosts=small)
         name = f"{folder}[hosts={small}]"
-        long = {"max_tokens": 900, "temperature": 0.0}
+        long: dict[str, Any] = {"max_tokens": 900, "temperature": 0.0}
         stream = backend.stream(name, "Hello", request_id="first", **long)
         next(stream)
         second = pool.submit(backend.generate, name, "Hello", request_id="second", **long)

@@ -49,7 +49,7 @@ SSH_CONFIG = """Host {name}
 """
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ssh,
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         SSHD is None or shutil.which("ssh") is None,
