@@ -49,7 +49,8 @@ from .programs import PROGRAMS, are_counted
 from .quarantine import Quarantine
 from .request_status import RequestStatus
 from .requests import AnswerRequest, Request, TokensRequest, VectorsRequest
-from .streams import AsyncStream, Promise, Put
+from .servable import ServableBackend
+from .streams import Promise, Put
 from .supervisor import Isolation, launcher
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ LEAST_STALL = 2.0  # seconds; a worker shows life twice a second
 _ids = itertools.count(1)
 
 
-class Backend(BaseBackend):
+class Backend(ServableBackend):
     """Runs several MLX models without one hurting another, or the program.
 
     Loads wait for running generations (`load_wait`), and at that deadline generations
@@ -223,8 +224,12 @@ class Backend(BaseBackend):
         except ModelError:
             return None
 
+    def identity(self, model: str | Path, **options: Any) -> str:
+        """See `ServableBackend.identity`."""
+        return self._names.resolve(model, **options).identity
+
     def aliases(self) -> list[str]:
-        """The names that its catalog has for models."""
+        """See `ServableBackend.aliases`."""
         return [*self._catalog.aliases()]
 
     # ---- models -----------------------------------------------------------------
@@ -296,47 +301,8 @@ class Backend(BaseBackend):
         return wait
 
     def fingerprint(self, request_id: str) -> str:
-        """Which model answers a request that is under way; see `Provenance`. Never blocks.
-
-        Returns:
-            "" if it has ended, or its model is being fetched.
-        """
+        """See `BaseBackend.fingerprint`."""
         return self._dispatcher.pending.fingerprint(request_id)
-
-    def aresume(
-        self,
-        model: str | Path,
-        prompt: str | Sequence[Mapping[str, Any] | int],
-        *,
-        emitted: Sequence[int],
-        fingerprint: str,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> AsyncStream:
-        """As `astream`, for an answer that another backend has begun: gives the rest of it.
-
-        Args:
-            emitted: ids of the tokens that the caller has.
-            fingerprint: of the model that they are of.
-            options: as there, with the seed.
-        """
-        name = self._identity(request_id)
-        stream = AsyncStream(name, self.cancel)
-        self._submit(
-            stream.mail.put,
-            model,
-            prompt,
-            timeout,
-            name,
-            on_progress,
-            options,
-            tokens=list(emitted),
-            fingerprint=fingerprint,
-            resumed=True,
-        )
-        return stream
 
     def status(self, request_id: str) -> RequestStatus | None:
         """See `BaseBackend.status`."""
@@ -358,18 +324,11 @@ class Backend(BaseBackend):
 
     @property
     def record(self) -> Record:
-        """The record itself, to be followed as it grows; `events` has what is kept of it."""
+        """See `ServableBackend.record`."""
         return self._record
 
     def follow_progress(self, follower: OnProgress) -> Callable[[], None]:
-        """Have a function hear of every download, load and prefill, whoever it is for.
-
-        Args:
-            follower: called on another thread, as `on_progress` is.
-
-        Returns:
-            A function that ends it.
-        """
+        """See `ServableBackend.follow_progress`."""
         to = self._dispatcher
         to.post(lambda: to.listeners.follow(follower))
         return lambda: to.post(lambda: to.listeners.leave(follower))
@@ -417,9 +376,10 @@ class Backend(BaseBackend):
         request_id: str | None,
         on_progress: OnProgress | None,
         options: dict[str, Any],
-        **begun: Any,
+        *,
+        emitted: Sequence[int] = (),
+        fingerprint: str = "",
     ) -> str:
-        """`begun` are fields of `AnswerRequest`, if the answer is not at its beginning."""
         given = sort_options(options)
         common = self._common(
             put, model, timeout, request_id, on_progress, task="generate", loading=given.loading
@@ -430,8 +390,10 @@ class Backend(BaseBackend):
             prompt=PromptRequest(prompt, **given.prompting),
             params=params,
             seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(6)),
+            tokens=list(emitted),
+            fingerprint=fingerprint,
+            resumed=bool(emitted),
             **given.scheduling,
-            **begun,
         )
         self._post(request)
         return request.id

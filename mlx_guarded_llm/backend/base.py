@@ -1,7 +1,8 @@
 """What every backend can do, wherever its engine lives.
 
 `Backend` runs models on this machine, `remote.RemoteBackend` asks a server. All that callers see
-of either is here; what differs is how a request is checked and sent, and how it is answered.
+of either is here; what differs is how a request is checked and sent, and how it is answered. What
+a server needs beside it of the backend behind it is in `servable`.
 """
 
 from __future__ import annotations
@@ -136,6 +137,48 @@ class BaseBackend(ABC):
         stream = AsyncStream(name, self.cancel)
         self._submit(stream.mail.put, model, prompt, timeout, name, on_progress, options)
         return stream
+
+    def aresume(
+        self,
+        model: str | Path,
+        prompt: str | Sequence[Mapping[str, Any] | int],
+        *,
+        emitted: Sequence[int],
+        fingerprint: str,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> AsyncStream:
+        """As `astream`, for an answer that another backend has begun: gives the rest of it.
+
+        Args:
+            emitted: ids of the tokens that the caller has.
+            fingerprint: of the model that they are of; see `fingerprint`.
+            options: as there, with the seed.
+        """
+        name = self._identity(request_id)
+        stream = AsyncStream(name, self.cancel)
+        self._submit(
+            stream.mail.put,
+            model,
+            prompt,
+            timeout,
+            name,
+            on_progress,
+            options,
+            emitted=emitted,
+            fingerprint=fingerprint,
+        )
+        return stream
+
+    @abstractmethod
+    def fingerprint(self, request_id: str) -> str:
+        """Which model answers a request that is under way; see `Provenance`. Never blocks.
+
+        Returns:
+            "" if it has ended, or its model is being fetched.
+        """
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
@@ -552,8 +595,15 @@ class BaseBackend(ABC):
         request_id: str | None,
         on_progress: OnProgress | None,
         options: dict[str, Any],
+        *,
+        emitted: Sequence[int] = (),
+        fingerprint: str = "",
     ) -> str:
         """Check what is asked and send it. `put` gets the chunks, or an error.
+
+        Args:
+            emitted: what the caller has of an answer that another backend has begun; see `aresume`.
+            fingerprint: of the model that it is of.
 
         Returns:
             The request's id.

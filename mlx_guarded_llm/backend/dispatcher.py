@@ -583,7 +583,10 @@ class Dispatcher(Loop):
             time.monotonic(),
             self.quarantine,
         )
-        named = [replace(info, name=self.names.shown(info.name)) for info in infos]
+        named = [
+            replace(info, name=self.names.shown(info.name), identity=self.names.identity(info.name))
+            for info in infos
+        ]
         return sorted(named, key=lambda info: info.name)
 
     def memory(self) -> tuple[int, int]:

@@ -31,6 +31,8 @@ class ModelInfo:
         idle_seconds: since its last request; None while it has one.
         crashes: how often the engine died of it lately.
         cause: of the last death, in a few words.
+        identity: equal for two names of one model: the same files with the same options.
+        replicas: what each replica of a cluster says that has it, by the replica's name.
     """
 
     name: str
@@ -46,6 +48,18 @@ class ModelInfo:
     cause: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
+    identity: str = ""
+    replicas: Mapping[str, ModelInfo] = field(default_factory=dict)
+
+    @property
+    def states(self) -> Sequence[str]:
+        """Its state, and "pinned" if it is: in words."""
+        return [self.state, *["pinned"] * self.pinned]
+
+    @property
+    def places(self) -> Sequence[str]:
+        """Each replica that has it, and how, in words."""
+        return [f"{name} ({', '.join(one.states)})" for name, one in sorted(self.replicas.items())]
 
 
 class Models(Listing[ModelInfo]):
@@ -57,10 +71,12 @@ class Models(Listing[ModelInfo]):
 
     def cells(self, item: ModelInfo) -> Sequence[str]:
         """See `Listing.cells`."""
-        state = [item.state, *["pinned"] * item.pinned]
+        state = [*item.states]
         if item.crashes:
             often = "1 crash" if item.crashes == 1 else f"{item.crashes} crashes"
             state.append(f"{often} ({item.cause})")
+        if item.replicas:
+            state.append(f"at {phrases.listing(item.places)}")
         return (
             item.name,
             ", ".join(state),

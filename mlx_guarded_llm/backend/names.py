@@ -28,7 +28,8 @@ class Names:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._lock = threading.Lock()
-        self._keys: dict[ModelSpec, str] = {}
+        self._keys: dict[str, str] = {}  # by identity
+        self._identities: dict[str, str] = {}  # by key
         self._numbered: dict[str, ModelSpec] = {}  # keys that the catalog would not find
         self._declared: dict[str, ModelSpec] = {}  # by bare name
 
@@ -70,21 +71,28 @@ class Names:
 
     def key(self, spec: ModelSpec) -> str:
         """The one key of this model, whatever it is called."""
-        canonical = spec.unnamed()
         with self._lock:
-            key = self._keys.get(canonical)
+            key = self._keys.get(spec.identity)
             if key is None:
-                taken = set(self._keys.values())
                 key, n = spec.full_name, 1
                 # For another task, or a folder seen from elsewhere; or there is a folder
                 # which is called what this one is called with its options.
-                while key in taken or (n == 1 and spec.given and is_folder(key)):
+                while key in self._identities or (n == 1 and spec.given and is_folder(key)):
                     n += 1
                     key = f"{spec.full_name}#{n}"
                 if n > 1:
                     self._numbered[key] = spec
-                self._keys[canonical] = key
+                self._keys[spec.identity] = key
+                self._identities[key] = spec.identity
         return key
+
+    def key_of(self, identity: str) -> str | None:
+        """The key of the model with this identity; None if nobody has asked for it yet."""
+        return self._keys.get(identity)
+
+    def identity(self, key: str) -> str:
+        """Of the model with this key, see `ModelSpec.identity`; "" if there is none."""
+        return self._identities.get(key, "")
 
     def shown(self, key: str) -> str:
         """The name that callers see: one that means this model to `resolve`."""
@@ -92,6 +100,6 @@ class Names:
             return key
         with self._lock:
             for name, spec in self._declared.items():
-                if self._keys.get(spec.unnamed()) == key:
+                if self._keys.get(spec.identity) == key:
                     return name
             return f"{key}[]" if key in self._declared else key

@@ -18,6 +18,7 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
         "waiting": model.waiting,
         "memory_bytes": model.memory_bytes,
         "context_window": model.context_window,
+        "replicas": {name: list(one.states) for name, one in model.replicas.items()},
     }
 
 

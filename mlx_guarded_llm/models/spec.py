@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +71,14 @@ class ModelSpec:
 
         return with_options(self.name, dict(self.given or ()))
 
-    def unnamed(self) -> ModelSpec:
-        """Equal for two names that mean the same model."""
-        return replace(self, name="", given=None)
+    @cached_property
+    def identity(self) -> str:
+        """Equal for two names of one model: the same files, loaded with the same options.
+
+        It is the same in every process, and tells nobody where the files are.
+        """
+        unnamed = replace(self, name="", given=None)
+        return blake2b(repr(unnamed).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..backend import Backend
+from ..backend import ServableBackend
 from ..logs import get_logger
 from . import anthropic, health, live, native, openai, router, watching
 from .api import Api, error_response
@@ -47,7 +47,7 @@ APIS: tuple[Api, ...] = (
 )
 
 
-def create_app(backend: Backend, settings: Settings) -> Starlette:
+def create_app(backend: ServableBackend, settings: Settings) -> Starlette:
     """The ASGI application of a server.
 
     Args:

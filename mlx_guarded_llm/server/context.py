@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from ..backend import Backend
+from ..backend import ServableBackend
 from ..backend.shared_server import ServerEntry, this_process
 from .conversations import Conversations
 from .ending import Ending
@@ -39,7 +39,7 @@ class Context:
     """
 
     settings: Settings
-    backend: Backend
+    backend: ServableBackend
     gate: Gate
     models: ServedModels
     tally: Tally

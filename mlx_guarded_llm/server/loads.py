@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ..backend import Backend, ModelInfo
+from ..backend import ModelInfo, ServableBackend
 from ..errors import GuardedLLMError
 from ..logs import get_logger
 from ..models import Progress
@@ -44,7 +44,7 @@ class Loads:
         progress: the share that is done of each load under way, by the model's name.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: ServableBackend) -> None:
         self.errors: dict[str, str] = {}
         self.progress: dict[str, float] = {}
         self._backend = backend

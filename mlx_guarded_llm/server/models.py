@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from ..backend import Backend, ModelInfo
-from ..errors import InvalidRequest
+from ..backend import ModelInfo, ServableBackend
+from ..errors import GuardedLLMError, InvalidRequest
 from ..fallback import GuardedLLM, OpenAIModel, RetryPolicy
 from ..models import ModelCard
 from ..models.naming import split_options
@@ -46,7 +47,7 @@ class ServedModel:
 
     name: str
     entry: ModelEntry
-    backend: Backend
+    backend: ServableBackend
     elsewhere: Mapping[str, OpenAIModel] = field(default_factory=dict)
 
     @property
@@ -119,7 +120,7 @@ class ServedModels:
             `token_ids` names no tokenizer, or the `url` or key of a model is wrong.
     """
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(self, backend: ServableBackend, settings: Settings) -> None:
         self._backend = backend
         self.any_model = settings.any_model
         entries = all_entries(settings)
@@ -181,9 +182,22 @@ class ServedModels:
         return [model for model in models if client.may_use(model.name)]
 
     async def states(self) -> Mapping[str, ModelInfo]:
-        """What the backend knows of resident and wanted models, by name."""
-        infos = await asyncio.to_thread(self._backend.models)
-        return {info.name: info for info in infos}
+        """What the backend knows of resident and wanted models.
+
+        They are by name, and by each name that is served: two names of one model share its state.
+        """
+        return await asyncio.to_thread(self._states)
+
+    def _states(self) -> Mapping[str, ModelInfo]:
+        found = {info.name: info for info in self._backend.models()}
+        alike = {info.identity: info for info in found.values()}
+        for name in self._models if alike else ():
+            if name not in found and name not in self._elsewhere:
+                with suppress(GuardedLLMError):  # it has no files any more
+                    info = alike.get(self._backend.identity(name))
+                    if info is not None:
+                        found[name] = info
+        return found
 
     def _served(self, name: str, entry: ModelEntry) -> ServedModel:
         return ServedModel(name, entry, self._backend, self._elsewhere)

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from ..backend import Backend, shared_server
+from ..backend import ServableBackend, shared_server
 from ..backend.shared_server import Claim
 from ..errors import InvalidRequest
 from ..logs import get_logger
@@ -74,7 +74,7 @@ def sharing(settings: Settings) -> Iterator[Claim | None]:
 
 
 def run(
-    backend: Backend,
+    backend: ServableBackend,
     settings: Settings,
     begun: Callable[[Serving], None],
     claim: Claim | None = None,

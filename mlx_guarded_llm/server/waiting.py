@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..backend import Backend
+from ..backend import ServableBackend
 from ..errors import GuardedLLMError
 from ..models import Progress
 from ..record import phrases
@@ -32,7 +32,7 @@ class Waiting:
         model: that it asks.
     """
 
-    def __init__(self, backend: Backend, request_id: str, model: str) -> None:
+    def __init__(self, backend: ServableBackend, request_id: str, model: str) -> None:
         self._backend = backend
         self._request_id = request_id
         self._model = model

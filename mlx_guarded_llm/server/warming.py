@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ..backend import Backend
+from ..backend import ServableBackend
 from ..errors import GuardedLLMError
 from ..logs import get_logger
 from .models import ServedModel, ServedModels
@@ -16,7 +16,7 @@ logger = get_logger("server")
 
 
 @asynccontextmanager
-async def warm(models: ServedModels, backend: Backend) -> AsyncIterator[None]:
+async def warm(models: ServedModels, backend: ServableBackend) -> AsyncIterator[None]:
     """Load them beside what is asked for meanwhile."""
     wanted = [m for m in models.visible(Client()) if m.entry.preload or m.entry.pin]
     tasks = [asyncio.create_task(_load(backend, model)) for model in wanted]
@@ -27,7 +27,7 @@ async def warm(models: ServedModels, backend: Backend) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def _load(backend: Backend, model: ServedModel) -> None:
+async def _load(backend: ServableBackend, model: ServedModel) -> None:
     try:
         await backend.aload(model.name, pin=model.entry.pin)
     except GuardedLLMError as error:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from mlx_guarded_ray.gathering import News
+from mlx_guarded_ray.names import ClusterNames
 from mlx_guarded_ray.replica import Replica
 from mlx_guarded_ray.testing import local_cluster
 
@@ -27,6 +29,8 @@ from tests._remote import LIMITS
 with warnings.catch_warnings():  # Ray's own code has some at its import
     warnings.simplefilter("ignore")
     from mlx_guarded_ray import Cluster
+    from mlx_guarded_ray.application import INGRESS, Ingress
+    from ray.serve import get_deployment_handle
 
 STARTS = ("engine.started", "run.queued", "run.started", "run.finished")
 SKIPPED = {  # why: the names of tests, or of classes of them
@@ -75,11 +79,11 @@ class Renewed(Replica):
 
     before = 0  # events of the backends that were replaced
 
-    async def news(self, positions: Mapping[str, int]) -> tuple[str, list[Event], int, float]:
+    async def news(self, positions: Mapping[str, int]) -> News:
         """See `Replica.news`."""
         behind = max(positions.get(self.name, 0) - self.before, 0)
-        name, events, after, now = await super().news({self.name: behind})
-        return name, events, after + self.before, now
+        found = await super().news({self.name: behind})
+        return found._replace(after=found.after + self.before)
 
     async def renew(self, aliases: Path | None, cache: Path, options: Mapping[str, Any]) -> int:
         """How often the backend before broke the rule."""
@@ -91,6 +95,13 @@ class Renewed(Replica):
         self._open(SETTINGS, catalog=catalog, **options)
         await asyncio.wait_for(self._started.wait(), PATIENCE)
         return broken
+
+
+class RenewedIngress(Ingress):
+    """A web application that can forget what names mean, and take other aliases."""
+
+    def renew(self, aliases: Path | None, cache: Path) -> None:
+        ClusterNames.__init__(self.backend._names, Catalog(aliases_file=aliases, cache_dir=cache))
 
 
 class Replicated(RemoteBackend):
@@ -120,8 +131,8 @@ class Replicated(RemoteBackend):
 class Replicas:
     """Makes backends, one after the other, at the same two replicas."""
 
-    def __init__(self, url: str, handle: Any) -> None:
-        self._url, self._handle = url, handle
+    def __init__(self, url: str, handle: Any, ingress: Any) -> None:
+        self._url, self._handle, self._ingress = url, handle, ingress
 
     def check(self, test: str) -> None:
         """Skip a test of what cannot hold at two replicas."""
@@ -139,13 +150,17 @@ class Replicas:
 
     def _renew(self, aliases: Path | None, cache: Path, options: Mapping[str, Any]) -> None:
         renewed = self._handle.broadcast("renew", aliases, cache, dict(options))
+        known = self._ingress.renew.remote(aliases, cache)
         with ThreadPoolExecutor(1) as apart:  # from the event loop of a test
             assert apart.submit(renewed.results, timeout_s=PATIENCE).result() == [0, 0]
+            apart.submit(known.result, timeout_s=PATIENCE).result()
 
 
 @contextmanager
 def replicas() -> Iterator[Replicas]:
     """Two of them on this machine."""
     with local_cluster() as cluster:
-        handle = cluster.deploy(SETTINGS, Cluster(replicas=2, cpus=0.5), replica=Renewed)
-        yield Replicas(cluster.url, handle)
+        handle = cluster.deploy(
+            SETTINGS, Cluster(replicas=2, cpus=0.5), replica=Renewed, ingress=RenewedIngress
+        )
+        yield Replicas(cluster.url, handle, get_deployment_handle(INGRESS, handle.app_name))

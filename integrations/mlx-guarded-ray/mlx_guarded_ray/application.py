@@ -3,7 +3,7 @@
 # Ray Serve reads the annotation of `app`, so it must be no string.
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
@@ -12,7 +12,6 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
-from mlx_guarded_llm.backend import Backend
 from mlx_guarded_llm.server import Settings, create_app
 from mlx_guarded_llm.server.settings import load_settings
 
@@ -21,6 +20,7 @@ from .replica import Replica
 
 MOST = 1_000_000  # calls of a replica under way: its own queue is what has a bound
 NAME = "MLXGuarded"  # of the deployment of replicas
+INGRESS = "Ingress"  # of that of the web application
 ROUTER = "mlx_guarded_ray.router:GuardedRouter"
 GRACE = 10.0  # seconds for a replica to end after the drain
 
@@ -77,14 +77,17 @@ class Ingress:
     Args:
         replicas: the handle of their deployment.
         settings: of the server, as values.
+
+    Attributes:
+        backend: that of the application.
     """
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Mapping[str, Any]) -> None:
         self._settings = Settings.model_validate(settings)
-        self._backend = RayBackend(replicas, self._settings)
+        self.backend = RayBackend(replicas, self._settings)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(cast(Backend, self._backend), self._settings)
+        return create_app(self.backend, self._settings)
 
 
 def app(args: Cluster) -> serve.Application:
@@ -98,6 +101,7 @@ def build(
     *,
     router: str = ROUTER,
     replica: type[Replica] = Replica,
+    ingress: type[Ingress] = Ingress,
 ) -> serve.Application:
     """The application for settings.
 
@@ -106,6 +110,7 @@ def build(
         cluster: how many replicas, and what each takes.
         router: where one of Ray Serve's request routers is.
         replica: what each replica is.
+        ingress: what each replica of the web application is.
     """
     scaling: dict[str, Any] = {"num_replicas": cluster.replicas or cluster.min_replicas}
     if cluster.max_replicas is not None:
@@ -137,16 +142,16 @@ def build(
         ),
         **scaling,
     )
-    ingress = serve.deployment(
-        serve.ingress(None)(Ingress),
-        name="Ingress",
+    front = serve.deployment(
+        serve.ingress(None)(ingress),
+        name=INGRESS,
         logging_config=quiet,
         num_replicas=cluster.ingresses,
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=settings.limits.connections,
     )
     values = settings.model_dump()
-    return ingress.bind(replicas.bind(_of_replica(values)), _of_ingress(values))
+    return front.bind(replicas.bind(_of_replica(values)), _of_ingress(values))
 
 
 def _of_replica(values: Mapping[str, Any]) -> dict[str, Any]:

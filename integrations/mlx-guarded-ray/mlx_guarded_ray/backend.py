@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from mlx_guarded_llm.backend import ServableBackend
 from mlx_guarded_llm.backend.remote.calling import CallingBackend
-from mlx_guarded_llm.backend.streams import AsyncStream
-from mlx_guarded_llm.models import Catalog, OnProgress
+from mlx_guarded_llm.models import OnProgress, Progress
 from mlx_guarded_llm.record import Event, Record
 from mlx_guarded_llm.server import Settings
 from mlx_guarded_llm.server.opening import make_catalog
 
 from .calls import PATIENCE, RayCalls
-from .gathering import Gathered
+from .names import ClusterNames
 from .router import book_of
 
 
-class RayBackend(CallingBackend):
+class RayBackend(CallingBackend, ServableBackend):
     """What `mlx-guarded serve` asks of a backend, answered by replicas.
 
     It checks and sends what is asked. Each replica has a guard and a memory budget of its own; the
@@ -31,22 +30,21 @@ class RayBackend(CallingBackend):
     Args:
         handle: of the deployment of `replica.Replica`.
         settings: of the server.
-
-    Attributes:
-        record: of all replicas, a second late at the most.
     """
 
     _hint_closed = "Deploy the application again."
     _hint_forked = "Use it in the process that Ray Serve started."
 
     def __init__(self, handle: DeploymentHandle[Any], settings: Settings) -> None:
-        self.record = Record()
-        self._catalog: Catalog = make_catalog(settings)
+        self._record = Record()
+        self._followers: tuple[OnProgress, ...] = ()
+        self._names = ClusterNames(make_catalog(settings))
         calls = RayCalls(
             handle,
             book_of(handle.deployment_name),
-            self._catalog.full_name,
-            Gathered(self.record),
+            self._names,
+            self._record,
+            self._tell,
             settings.heartbeat,
         )
         super().__init__(calls, timeout=settings.guard.timeout)
@@ -54,54 +52,36 @@ class RayBackend(CallingBackend):
 
     def full_name(self, model: str | Path, **options: Any) -> str:
         """See `BaseBackend.full_name`."""
-        return self._catalog.full_name(model, **options)
+        return self._names.catalog.full_name(model, **options)
+
+    def identity(self, model: str | Path, **options: Any) -> str:
+        """See `ServableBackend.identity`."""
+        return self._names.identity(model, **options)
 
     def aliases(self) -> list[str]:
-        """The names that its catalog has for models."""
-        return [*self._catalog.aliases()]
+        """See `ServableBackend.aliases`."""
+        return [*self._names.catalog.aliases()]
+
+    @property
+    def record(self) -> Record:
+        """See `ServableBackend.record`: that of all replicas, a second late at the most."""
+        return self._record
 
     def events(self) -> tuple[Event, ...]:
         """See `BaseBackend.events`."""
         self._check_open()
         self._ray.catch_up(PATIENCE)
-        return self.record.events()
-
-    def fingerprint(self, request_id: str) -> str:
-        """Which model answers a request that is under way; see `Backend.fingerprint`."""
-        return self._calls.fingerprint(request_id)
-
-    def aresume(
-        self,
-        model: str | Path,
-        prompt: str | Sequence[Mapping[str, Any] | int],
-        *,
-        emitted: Sequence[int],
-        fingerprint: str,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Any,
-    ) -> AsyncStream:
-        """See `Backend.aresume`."""
-        name = self._identity(request_id)
-        stream = AsyncStream(name, self.cancel)
-        self._submit(
-            stream.mail.put,
-            model,
-            prompt,
-            timeout,
-            name,
-            on_progress,
-            options,
-            emitted=list(emitted),
-            fingerprint=fingerprint,
-        )
-        return stream
+        return self._record.events()
 
     def follow_progress(self, follower: OnProgress) -> Callable[[], None]:
-        """Replicas tell nobody of their loads but those who asked for them."""
-        return partial(_nothing, follower)
+        """Have a function hear of every download and load at the replicas, once a second."""
+        self._followers = (*self._followers, follower)
 
+        def leave() -> None:
+            self._followers = tuple(f for f in self._followers if f is not follower)
 
-def _nothing(follower: OnProgress) -> None:
-    del follower
+        return leave
+
+    def _tell(self, progress: Progress) -> None:
+        for follower in self._followers:
+            self._callbacks.tell(follower, progress)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ray.exceptions import ObjectLostError, RayActorError, RpcError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
@@ -17,11 +17,15 @@ from ray.serve.handle import DeploymentHandle
 
 from mlx_guarded_llm.backend.remote import frames
 from mlx_guarded_llm.backend.remote.calls import Calls, Reply
+from mlx_guarded_llm.backend.request_status import RequestStatus
 from mlx_guarded_llm.errors import GuardedLLMError, ServerUnavailable
-from mlx_guarded_llm.models import LOAD_OPTIONS, ModelCard
+from mlx_guarded_llm.models import ModelCard, Progress
+from mlx_guarded_llm.record import Record
+from mlx_guarded_llm.results import Provenance
 
 from .book import Book, Report
-from .gathering import GATHERED, Gathered
+from .gathering import GATHERED, Found, Gathered, models
+from .names import ClusterNames, Meant
 from .routing import ROOM, Wanted
 
 ROUTED = ("generate", "embed", "load")  # the calls that need the model in memory
@@ -30,14 +34,28 @@ BEATS = 3  # heartbeats that do not come, after which a replica is taken for gon
 PATIENCE = 20.0  # seconds in which a replica must say what it knows
 
 
+@dataclass
+class About:
+    """A call.
+
+    Attributes:
+        meant: the model that it means.
+        failed: replicas that went away with it.
+    """
+
+    meant: Meant | None
+    failed: set[str] = field(default_factory=set)
+
+
 class RayCalls(Calls):
     """Sends calls to replicas.
 
     Args:
         handle: of the deployment of `replica.Replica`, with `router.GuardedRouter`.
         book: which its router writes.
-        full_name: of a model and its options.
-        gathered: the record that its replicas' events go to.
+        names: what models are called.
+        record: that its replicas' events go to.
+        tell: is told how far their downloads and loads are.
         heartbeat: seconds between two signs of life in a reply.
     """
 
@@ -55,28 +73,36 @@ class RayCalls(Calls):
         self,
         handle: DeploymentHandle[Any],
         book: Book,
-        full_name: Callable[..., str],
-        gathered: Gathered,
+        names: ClusterNames,
+        record: Record,
+        tell: Callable[[Progress], None],
         heartbeat: float,
     ) -> None:
         self._handle = handle
         self._stream = handle.options(stream=True, method_name="stream")
         self._book = book
-        self._full_name = full_name
-        self._gathered = gathered
+        self._names = names
+        self._gathered = Gathered(record, names, lambda model: book.size(model) is not None, tell)
         self._silence = BEATS * heartbeat
         self._sizes: dict[str, int] = {}
-        self._failed: WeakKeyDictionary[Reply, set[str]] = WeakKeyDictionary()
         self._gathering = asyncio.Lock()
         super().__init__(f"the deployment {handle.deployment_name}")
 
-    def send(self, *arguments: Any, **options: Any) -> Callable[[], None]:
-        """See `Calls`.
+    def send(
+        self, call: str, body: Mapping[str, Any], *arguments: Any, **options: Any
+    ) -> Callable[[], None]:
+        """See `Calls`. Names of models mean here what they would to one backend.
 
         Ray Serve takes all calls of one HTTP request for one, by a variable of the context, and
         its router then loses those that are made at the same time. So each has its own context.
         """
-        return Context().run(super().send, *arguments, **options)
+        meant = self._names.meant(call, body)
+        if meant is not None:
+            body = {**body, **meant.fields}
+            if call == "unload":
+                self._names.unloads(meant)
+        send = super().send
+        return Context().run(send, call, body, *arguments, about=About(meant), **options)
 
     def catch_up(self, timeout: float) -> None:
         """Have the record of every replica by now. From any other thread."""
@@ -90,10 +116,10 @@ class RayCalls(Calls):
 
     async def _attempt(self, call: str, content: bytes, reply: Reply) -> None:
         if call in GATHERED:
-            reply.end(GATHERED[call](await self._all(call, content)))
+            reply.end(self._named(call, GATHERED[call](await self._all(call, content))))
             return
-        failed = self._failed.setdefault(reply, set())
-        wanted = await self._wanted(call, reply.body, frozenset(failed), reply.request_id)
+        about: About = reply.about
+        wanted = await self._wanted(call, about, reply.request_id)
         replica = ""
         parts = self._stream.remote(wanted, call, content)
         try:
@@ -111,41 +137,80 @@ class RayCalls(Calls):
                             self._book.report(Report.from_dict(part))
                     case _:
                         for line in filter(None, part.split(b"\n")):
-                            reply.take(_placed(frames.read_frame(line), replica))
+                            self._take(call, frames.read_frame(line), replica, reply)
                         if reply.over:  # the next request comes at once
                             self._book.answered(wanted.request_id, replica)
         except (*self.broken, ServerUnavailable):
-            failed.add(replica)
+            about.failed.add(replica)
             raise
         finally:
             parts.cancel()
         if not reply.over:
             raise ServerUnavailable(f"the reply of replica {replica} broke off.")
 
-    async def _wanted(
-        self, call: str, body: Mapping[str, Any], failed: frozenset[str], request_id: str
-    ) -> Wanted:
+    async def _wanted(self, call: str, about: About, request_id: str) -> Wanted:
         """What the router is to know."""
-        if call not in ROUTED:
-            return Wanted("", avoid=failed)
-        given = {name: body["options"].get(name) for name in LOAD_OPTIONS}
-        options = {name: value for name, value in given.items() if value is not None}
-        model = self._full_name(body["model"], **options)
-        size = self._book.size(model) or await self._size(model)
-        return Wanted(model, size, failed, request_id)
+        avoid, meant = frozenset(about.failed), about.meant
+        if call not in ROUTED or meant is None:
+            return Wanted("", avoid=avoid)
+        model = meant.spec.identity
+        size = self._book.size(model) or await self._size(meant)
+        return Wanted(model, size, avoid, request_id)
 
-    async def _size(self, model: str) -> int:
+    async def _size(self, meant: Meant) -> int:
         """Bytes that a model is expected to take; 0 where no replica knows."""
+        model = meant.spec.identity
         if model not in self._sizes:
             with suppress(Exception):
-                body = frames.call_of({"model": model})
+                body = frames.call_of({"model": meant.spec.full_name})
                 found = self._handle.options(method_name="ask").remote(Wanted(""), "card", body)
                 card: ModelCard | None = _value("card", (await found)[1])
                 if card is not None and card.weight_bytes:
                     self._sizes[model] = int(card.weight_bytes * ROOM)
         return self._sizes.get(model, 0)
 
-    async def _all(self, call: str, content: bytes) -> list[Any]:
+    def _take(self, call: str, frame: frames.Frame, replica: str, reply: Reply) -> None:
+        """Take what a replica says, by the names of here."""
+        meant = reply.about.meant
+        if frame.done:
+            value = frames.read_value(call, frame.value)
+            if call == "load":
+                if meant is not None:
+                    self._names.loaded(meant)
+                (value,) = self._named("models", models({replica: [value]}))
+            elif call == "embed":
+                value = replace(value, guard=self._guard(value.guard, replica, meant))
+            reply.end(value)
+            return
+        chunk = frame.chunk
+        if chunk is not None and chunk.guard is not None:
+            chunk = chunk.with_guard(self._guard(chunk.guard, replica, meant))
+        reply.take(replace(frame, chunk=chunk))
+
+    def _guard(self, guard: Provenance, replica: str, meant: Meant | None) -> Provenance:
+        """Where an answer comes from."""
+        guard = replace(guard, replica=replica)
+        return guard if meant is None else self._names.guard(guard, meant)
+
+    def _named(self, call: str, value: Any) -> Any:
+        """What replicas say, by the names of here."""
+        match call:
+            case "models":
+                return sorted(map(self._names.info, value), key=attrgetter("name"))
+            case "requests":
+                return [self._status(one) for one in value]
+            case "status" if value is not None:
+                return self._status(value)
+        return value
+
+    def _status(self, status: RequestStatus) -> RequestStatus:
+        replies = (r for r in tuple(self._under_way) if r.request_id == status.request_id)
+        meant = next((r.about.meant for r in replies if r.about.meant is not None), None)
+        if meant is None:  # it came by another ingress
+            return status
+        return replace(status, model=self._names.shown(meant.spec))
+
+    async def _all(self, call: str, content: bytes) -> Found[Any]:
         """What every replica says; those that are just dying are left out."""
         try:
             found = await self._handle.broadcast("ask", Wanted(""), call, content).results_async(
@@ -153,12 +218,13 @@ class RayCalls(Calls):
             )
         except DeploymentUnavailableError:
             found = []
-        values, errors = [], []
+        values, errors = {}, []
         for one in found:
             try:
                 if isinstance(one, BaseException):
                     raise one
-                values.append(_value(call, one[1]))
+                replica, lines = one
+                values[replica] = _value(call, lines)
             except (GuardedLLMError, *self.broken) as error:
                 errors.append(error)
         if errors and not values:
@@ -192,11 +258,3 @@ def _value(call: str, lines: bytes) -> Any:
         if frame.done:
             return frames.read_value(call, frame.value)
     raise ServerUnavailable("a replica's reply broke off.")
-
-
-def _placed(frame: frames.Frame, replica: str) -> frames.Frame:
-    """A frame whose guard says where the answer comes from."""
-    if frame.chunk is not None and frame.chunk.guard is not None:
-        guard = replace(frame.chunk.guard, replica=replica)
-        return replace(frame, chunk=frame.chunk.with_guard(guard))
-    return frame

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from mlx_guarded_llm.backend import Backend
 from mlx_guarded_llm.errors import GuardedLLMError
 from mlx_guarded_llm.logs import get_logger
-from mlx_guarded_llm.record import Event
+from mlx_guarded_llm.models import Progress
 from mlx_guarded_llm.record.speeds import Rate
 from mlx_guarded_llm.server import Settings, create_app, native, open_backend
 from mlx_guarded_llm.server.context import Context
@@ -19,6 +19,7 @@ from mlx_guarded_llm.server.security import Client
 from mlx_guarded_llm.server.warming import warm
 
 from .book import Report
+from .gathering import News
 from .routing import ROOM, ModelAt, ReplicaView, Wanted
 
 logger = get_logger("server")
@@ -26,6 +27,7 @@ logger = get_logger("server")
 OWNER = Client(admin=True, owner=True)  # the ingress, which has asked who its client is
 WANTED = ("queued", "deferred", "loading")  # states of a model that is to be resident
 MOST = 10_000  # events in one piece of news
+KEPT = 3.0  # seconds for which each ingress can hear that a load has ended
 RECENT = 32  # loads and answers that a speed is taken from
 
 
@@ -48,9 +50,12 @@ class Replica:
         self._context = context
         self._max_active = settings.guard.max_active
         self._learned = 0  # events of the record
+        self._stages: dict[tuple[str, str], tuple[float, Progress]] = {}  # the last, and when
+        self._loop = asyncio.get_running_loop()
+        self._backend.follow_progress(self._moved)
         self._load_seconds, self._answers = Rate(RECENT), Rate(RECENT)
         self._started = asyncio.Event()
-        self._warm = asyncio.get_running_loop().create_task(self._begin())
+        self._warm = self._loop.create_task(self._begin())
 
     async def _begin(self) -> None:
         """Start the engine, and load what the settings say, before somebody has to wait for it."""
@@ -82,11 +87,25 @@ class Replica:
         async with aclosing(native.reply_to(self._context, OWNER, call, body).parts()) as parts:
             return self.name, b"".join([part async for part in parts])
 
-    async def news(self, positions: Mapping[str, int]) -> tuple[str, list[Event], int, float]:
-        """What the record has behind a position: see `gathering.Gathered`."""
-        record = self._backend.record
+    async def news(self, positions: Mapping[str, int]) -> News:
+        """What has happened behind a position of the record."""
+        record, now = self._backend.record, time.monotonic()
         events, after = record.since(positions.get(self.name, -MOST))
-        return self.name, list(events[-MOST:]), after, time.monotonic()
+        self._stages = {
+            subject: (since, progress)
+            for subject, (since, progress) in self._stages.items()
+            if not progress.over or now - since < KEPT
+        }
+        stages = [progress for _, progress in self._stages.values()]
+        return News(self.name, list(events[-MOST:]), after, time.monotonic(), stages)
+
+    def _moved(self, progress: Progress) -> None:
+        """From another thread: a download or a load has come further."""
+        if progress.request_id:  # a prompt
+            return
+        subject, item = (progress.model, progress.stage), (time.monotonic(), progress)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._stages.__setitem__, subject, item)
 
     # ---- what Ray Serve asks ----------------------------------------------------------
 
@@ -104,7 +123,7 @@ class Replica:
             name=self.name,
             budget=budget,
             models={
-                info.name: ModelAt(
+                info.identity: ModelAt(
                     bytes=info.memory_bytes or int(info.weight_bytes * ROOM),
                     resident=info.state not in WANTED,
                     active=info.active,

@@ -57,7 +57,7 @@ class ReplicaView:
     Attributes:
         name: tells it from others.
         budget: bytes that its models may take; 0 if that is not known yet.
-        models: those in memory or wanted, by full name.
+        models: those in memory or wanted, by `ModelSpec.identity`.
         beside: bytes of the budget that are promised to no model, as the prefix cache's.
         answer: seconds that an answer takes there.
         load_rate: bytes a second that are loaded there.
@@ -108,7 +108,7 @@ class Wanted:
     """What is asked for.
 
     Attributes:
-        model: its full name; "" for what any replica can do without loading one.
+        model: its `ModelSpec.identity`; "" for what any replica can do without loading one.
         bytes: that it is expected to take.
         avoid: replicas that have failed at it.
         request_id: of the request in the record.

@@ -58,6 +58,10 @@ class CallingBackend(BaseBackend):
         self._count = 0
         self._closed = False
 
+    def fingerprint(self, request_id: str) -> str:
+        """See `BaseBackend.fingerprint`."""
+        return self._calls.fingerprint(request_id)
+
     def cancel(self, request_id: str) -> None:
         """See `BaseBackend.cancel`."""
         name = label("request_id", request_id)

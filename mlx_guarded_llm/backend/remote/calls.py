@@ -98,6 +98,7 @@ class Calls(ABC):
         progress: Callable[[Progress], None] | None = None,
         *,
         patient: bool = True,
+        about: Any = None,
     ) -> Callable[[], None]:
         """Begin a call.
 
@@ -107,11 +108,12 @@ class Calls(ABC):
             put: gets chunks, the value, or an error of ours that ends it. It gets an end.
             progress: gets that.
             patient: a server that is away may come back.
+            about: what attempts are to know of it and nobody is sent; see `Reply.about`.
 
         Returns:
             What drops the call; the server then ends it, too.
         """
-        reply = Reply(call, body, put, progress, self._outbox)
+        reply = Reply(call, body, put, progress, self._outbox, about)
         begin = functools.partial(self._begin, call, frames.call_of(body), reply, patient)
         self._under_way.add(reply)
         if not self._soon(begin):
@@ -251,6 +253,7 @@ class Reply:
         moved: something of the answer has come since it was sent last.
         fingerprint: of the model that answers, once it is known.
         body: fields of the call.
+        about: what else its sender knows of it.
         task: of the loop, once it has begun.
     """
 
@@ -261,7 +264,9 @@ class Reply:
         put: Put,
         progress: Callable[[Progress], None] | None,
         outbox: Outbox,
+        about: Any = None,
     ) -> None:
+        self.about = about
         self.request_id = str(body.get("request_id") or "")
         self.over = False
         self.wanted = True

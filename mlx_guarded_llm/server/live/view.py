@@ -35,6 +35,8 @@ class ModelRow:
         known: it is of this machine and the settings name it, so it can be loaded and unloaded
             from here.
         error: what its last load failed of.
+        same: another name of the same model, which is told of there.
+        places: the replicas that have it, each with its state there.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ModelRow:
     speed: float | None = None
     known: bool = True
     error: str = ""
+    same: str = ""
+    places: Sequence[str] = ()
 
     @property
     def loaded(self) -> bool:
@@ -346,6 +350,7 @@ async def _expect(context: Context, wait: Wait) -> Wait:
 async def _models(context: Context, client: Client, now: Activity | None) -> Sequence[ModelRow]:
     """The models that a client may use, and those beside them that somebody loaded."""
     states = await context.models.states()
+    tellers: dict[str, str] = {}  # the names under which models are told of here
     rows = {}
     for model in context.models.visible(client):
         info, card = states.get(model.name), await model.card()
@@ -355,12 +360,19 @@ async def _models(context: Context, client: Client, now: Activity | None) -> Seq
             name=model.name,
             state="loading" if told["value"] == "loading" and state == "unloaded" else state,
             weight_bytes=card.weight_bytes if card else None,
-            progress=context.loads.progress.get(model.name),
+            progress=context.loads.progress.get(info.name if info else model.name),
             known=model.remote is None,
             error=str(told.get("error", "")),
         )
+        if info is not None:
+            seen = client.may_use(bare_name(info.name))
+            same = tellers.setdefault(info.name, info.name if seen else model.name)
+            if same != model.name:  # its memory and its requests are counted once
+                rows[model.name] = replace(row, pinned=info.pinned, same=same)
+                continue
         rows[model.name] = _with(row, info, now)
-    for name, info in states.items():
+    shown = {info.name: info for info in states.values()}
+    for name, info in shown.items():
         if name not in rows and client.may_use(bare_name(name)):
             known = context.models.any_model
             rows[name] = _with(ModelRow(name=name, state=info.state, known=known), info, now)
@@ -379,6 +391,7 @@ def _with(row: ModelRow, info: ModelInfo | None, now: Activity | None) -> ModelR
         idle_seconds=info.idle_seconds,
         speed=now.speeds.get(row.name) if now is not None else None,
         error=row.error or info.cause,
+        places=info.places,
     )
 
 

@@ -54,6 +54,7 @@ async def _describe(
         "state": model.state(state, card),
         "memory": state.memory_bytes if state else 0,
         "pinned": state.pinned if state else False,
+        "replicas": {r: list(one.states) for r, one in state.replicas.items()} if state else {},
         "aliases": list(model.entry.aliases),
         "fallbacks": list(model.entry.fallbacks),
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
