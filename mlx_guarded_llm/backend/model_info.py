@@ -13,6 +13,8 @@ from ..models import ModelFiles
 from ..record import phrases
 from .quarantine import Quarantine
 
+NAMED = 8  # replicas
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -58,8 +60,10 @@ class ModelInfo:
 
     @property
     def places(self) -> Sequence[str]:
-        """Each replica that has it, and how, in words."""
-        return [f"{name} ({', '.join(one.states)})" for name, one in sorted(self.replicas.items())]
+        """The replicas that have it, and how, in words: the first, and how many more there are."""
+        every = sorted(self.replicas.items())
+        named = [f"{name} ({', '.join(one.states)})" for name, one in every[:NAMED]]
+        return [*named, *[f"{len(every) - NAMED} more"] * (len(every) > NAMED)]
 
 
 class Models(Listing[ModelInfo]):

@@ -78,6 +78,7 @@ class Deployed:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("models")
     models = {name: make_tiny_model(folder / name) for name in "abc"}
+    models["also-a"] = models["a"]
     models["slow"] = make_tiny_model(folder / "slow", hidden_size=256, layers=6)
     return Settings(
         models={name: ModelEntry(model=str(model)) for name, model in models.items()},

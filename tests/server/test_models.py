@@ -76,3 +76,27 @@ def test_models_are_loaded_at_the_start(serve: Serve, scripted: MakeModel) -> No
     until(lambda: state("first") == ("resident", False))
     until(lambda: state("second") == ("resident", True))
     assert state("third") == ("unloaded", False)
+
+
+def test_two_names_of_one_model_share_its_state(serve: Serve, scripted: MakeModel) -> None:
+    folder = scripted(ANSWER)
+    running = serve(
+        models={
+            "first": folder,
+            "second": folder,
+            "narrow": {"model": folder, "context_window": 64},
+        }
+    )
+    running.backend.load("second")
+
+    def states() -> dict[str, str]:
+        listed = running.client.get("/v1/models").json()["data"]
+        return {model["id"]: model["status"]["value"] for model in listed}
+
+    assert states() == {"first": "loaded", "second": "loaded", "narrow": "unloaded"}
+    shown = running.client.get("/v1/models/first").json()
+    assert shown["memory"] == running.backend.models()[0].memory_bytes
+    page = running.client.get("/", headers={"accept": "text/html"}).text
+    assert "is second" in page and "is first" not in page, "its memory is counted once"
+    running.client.post("/models/unload", json={"model": "first"})
+    assert set(states().values()) == {"unloaded"}
