@@ -102,18 +102,21 @@ async def _changes(context: Context, client: Client) -> AsyncIterator[ServerSent
     """From two sources: the record says when states may have changed, loads how far they are."""
     names = [model.name for model in context.models.visible(client) if model.remote is None]
     values: dict[str, str] = {}
+    called: dict[str, str] = {}  # what the backend calls the model of each name, if it has it
     queue = context.loads.listen()
     reader = asyncio.create_task(_read(context, queue))
     try:
         while True:
             item = await queue.get()
             if isinstance(item, tuple):  # a load, and how far it is
-                name, progress = item
-                if name in names:
-                    values[name] = "loading"
-                    yield _change(name, {"status": "loading", "progress": progress})
+                model, progress = item
+                for name in names:
+                    if called.get(name, name) == model:
+                        values[name] = "loading"
+                        yield _change(name, {"status": "loading", "progress": progress})
                 continue
             states = await context.models.states()
+            called = {name: info.name for name, info in states.items()}
             for name in names:
                 value = context.loads.value(name, states.get(name))
                 before, values[name] = values.get(name), value

@@ -146,6 +146,21 @@ def test_a_load_for_a_request_is_told_too(two: Running) -> None:
     assert {one["model"] for one in found} == {"rome"}
 
 
+def test_a_load_is_told_under_each_name_of_the_model(serve: Serve, scripted: MakeModel) -> None:
+    folder = scripted(ANSWER)
+    running = serve(models={"paris": folder, "lutetia": folder, "rome": scripted("Rome.")})
+    with watched(running) as changes:
+        seen: set[str] = set()
+        while len(seen) < 2:
+            post(running, "load", "paris")
+            post(running, "unload", "lutetia")
+            while not changes.empty():
+                one = changes.get()
+                if "progress" in one["data"]:
+                    seen.add(one["model"])
+    assert seen == {"paris", "lutetia"}
+
+
 @pytest.mark.parametrize("what", ["load", "unload", "pin", "unpin"])
 def test_only_what_the_settings_name(two: Running, what: str, scripted: MakeModel) -> None:
     for name in ("smollm2-135m", scripted(ANSWER), "../paris", "paris[kv_bits=8]"):

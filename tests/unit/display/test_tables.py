@@ -49,6 +49,13 @@ class TestModels:
         assert "  quarantined, 3 crashes (SIGABRT while generating)  " in phi
         assert "  resident, pinned, 1 crash (no progress while loading)  " in llama
 
+    def test_replicas_are_named_up_to_a_number(self) -> None:
+        pinned, plain = info("phi3", pinned=True), info("phi3")
+        few = Models([info("phi3", replicas={"r2": plain, "r1": pinned})])
+        assert "  resident, at r1 (resident, pinned) and r2 (resident)  " in str(few)
+        many = info("phi3", replicas={f"r{n:02}": plain for n in range(20)})
+        assert many.places[-2:] == ["r07 (resident)", "12 more"]
+
     def test_a_notebook_gets_a_table(self) -> None:
         page = Models([info("<b>phi3")])._repr_html_()
         assert page.count("<tr>") == 2 and "&lt;b&gt;phi3" in page
