@@ -35,10 +35,7 @@ class Pending:
     def refusal(self, request: Request) -> GuardedLLMError | None:
         """Why a request cannot be taken now, or None."""
         if request.id in self.requests:
-            return InvalidRequest(
-                f"a request {request.id!r} is already under way.",
-                hint="Give each request a name of its own, or none.",
-            )
+            return in_use(request.id)
         if len(self.requests) >= self._limit:
             return QueueFull(
                 f"{len(self.requests)} requests are under way already.",
@@ -95,3 +92,11 @@ class Pending:
         for job in self.jobs.values():
             if job.key == key:
                 yield job.on_progress
+
+
+def in_use(request_id: str) -> InvalidRequest:
+    """The error of a request whose name another one has."""
+    return InvalidRequest(
+        f"a request {request_id!r} is already under way.",
+        hint="Give each request a name of its own, or none.",
+    )

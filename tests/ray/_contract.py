@@ -37,7 +37,6 @@ SKIPPED = {  # why: the names of tests, or of classes of them
     "it is about two models under one guard: here another replica takes the other model": (
         "TestLoadBesideAGeneration",
         "TestFairness",
-        "test_two_names_of_one_folder_are_one_model",
         "test_of_a_load_behind_a_generation",
         "test_the_only_one_who_wanted_a_load",
         "test_a_load_that_nobody_waits_for",

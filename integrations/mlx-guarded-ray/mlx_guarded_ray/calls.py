@@ -15,9 +15,11 @@ from ray.exceptions import ObjectLostError, RayActorError, RpcError, WorkerCrash
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from mlx_guarded_llm.backend.pending import in_use
 from mlx_guarded_llm.backend.remote import frames
 from mlx_guarded_llm.backend.remote.calls import Calls, Reply
 from mlx_guarded_llm.backend.request_status import RequestStatus
+from mlx_guarded_llm.backend.streams import Put
 from mlx_guarded_llm.errors import GuardedLLMError, ServerUnavailable
 from mlx_guarded_llm.models import ModelCard, Progress
 from mlx_guarded_llm.record import Record
@@ -29,6 +31,7 @@ from .names import ClusterNames, Meant
 from .routing import ROOM, Wanted
 
 ROUTED = ("generate", "embed", "load")  # the calls that need the model in memory
+NAMED = ("generate", "embed")  # the calls whose requests have names
 PERIOD = 1.0  # seconds between two gatherings of the record
 BEATS = 3  # heartbeats that do not come, after which a replica is taken for gone
 PATIENCE = 20.0  # seconds in which a replica must say what it knows
@@ -89,20 +92,28 @@ class RayCalls(Calls):
         super().__init__(f"the deployment {handle.deployment_name}")
 
     def send(
-        self, call: str, body: Mapping[str, Any], *arguments: Any, **options: Any
+        self, call: str, body: Mapping[str, Any], put: Put, *arguments: Any, **options: Any
     ) -> Callable[[], None]:
-        """See `Calls`. Names of models mean here what they would to one backend.
+        """See `Calls`. Names of models and requests mean here what they would to one backend.
 
         Ray Serve takes all calls of one HTTP request for one, by a variable of the context, and
         its router then loses those that are made at the same time. So each has its own context.
         """
+        if call in NAMED and self._is_under_way(body["request_id"]):
+            put(in_use(body["request_id"]))
+            return lambda: None
         meant = self._names.meant(call, body)
         if meant is not None:
             body = {**body, **meant.fields}
             if call == "unload":
                 self._names.unloads(meant)
         send = super().send
-        return Context().run(send, call, body, *arguments, about=About(meant), **options)
+        return Context().run(send, call, body, put, *arguments, about=About(meant), **options)
+
+    def _is_under_way(self, request_id: str) -> bool:
+        """Whether a request of this name came by this ingress, and has no end yet."""
+        same = (r for r in tuple(self._under_way) if r.request_id == request_id)
+        return any(r.call in NAMED and r.wanted and not r.over for r in same)
 
     def catch_up(self, timeout: float) -> None:
         """Have the record of every replica by now. From any other thread."""

@@ -252,6 +252,7 @@ class Reply:
         attempts: how often the call was sent.
         moved: something of the answer has come since it was sent last.
         fingerprint: of the model that answers, once it is known.
+        call: its name.
         body: fields of the call.
         about: what else its sender knows of it.
         task: of the loop, once it has begun.
@@ -279,7 +280,7 @@ class Reply:
         self._tokens: list[int] = [*body.get("emitted", ())]
         self._untold = False  # a piece has come without its tokens
         self.fingerprint = str(body.get("fingerprint") or "")
-        self._call = call
+        self.call = call
         self.body = body
         self._put = put
         self._progress = progress
@@ -330,7 +331,7 @@ class Reply:
                 raise error
             self.end(self._not_resumed(error) or error)
         elif frame.done:
-            self.end(frames.read_value(self._call, frame.value))
+            self.end(frames.read_value(self.call, frame.value))
 
     def end(self, item: Any) -> None:
         """The value, or the error that ends it. Only the first end counts."""
