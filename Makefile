@@ -93,7 +93,7 @@ test-ray-contract: $(STAMP) ## the backend's contract at two replicas, ~20 minut
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
 	MLX_GUARDED_TEST_REMOTE=ray $(BIN)/pytest $(filter %$(PART).py,$(CONTRACT)) --no-cov -n 0 -W ignore $(ARGS)
 
-test-ssh: $(STAMP) ## a model over several machines: sshds on this one's loopback, ~3 minutes
+test-ssh: $(STAMP) ## a model over several machines: sshds on this one's loopback, ~4 minutes
 	tests/engine/install-sshd
 	$(BIN)/pytest tests/engine/test_hosts_ssh.py -n 0 --no-cov $(ARGS)
 
