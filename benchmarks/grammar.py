@@ -122,7 +122,7 @@ def measure(backend: Backend, model: str, case: Case, tokens: int, rounds: int) 
 
 
 def main() -> None:
-    args = pace_arguments(__doc__)
+    args = pace_arguments(__doc__).parse_args()
     with (
         chosen(args.shape, args.model) as (model, _folder, catalog),
         Backend(prefix_cache=0, catalog=catalog) as backend,

@@ -85,7 +85,7 @@ def stream_rows(backend: Backend, model: str, tokens: int, rows: int) -> int:
     return sum(counts)
 
 
-def pace_arguments(description: str, *, rows: int = 16) -> argparse.Namespace:
+def pace_arguments(description: str, *, rows: int = 16) -> argparse.ArgumentParser:
     """The command line of a script that compares the pace of two ways in turn."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-bf16")
@@ -94,4 +94,4 @@ def pace_arguments(description: str, *, rows: int = 16) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    return parser

@@ -45,6 +45,7 @@ class Shape:
 SHAPES = {
     "llama-70b": Shape(8192, 80, 64, 8, 28672, 128256),
     "llama-8b": Shape(4096, 32, 32, 8, 14336, 128256),
+    "llama-8b-bf16": Shape(4096, 32, 32, 8, 14336, 128256, None),  # 16 GB
     "phi3-mini": Shape(3072, 32, 32, 32, 8192, 32064),
     "qwen-0.5b": Shape(896, 24, 14, 2, 4864, 151936),
     "mini": Shape(512, 8, 8, 4, 1536, 49152, None),  # 150 MB, quick on a CPU

@@ -682,7 +682,8 @@ class Dispatcher(Loop):
             if self.supervisor.engine is engine and self._dead is None:
                 self._works(ready)
 
-        self.claims.begin(partial(self._wanted, ready.device["device"]), then)
+        device = str(ready.device.get("uuid") or ready.device["device"])
+        self.claims.begin(partial(self._wanted, device), then)
 
     def _works(self, ready: Ready) -> None:
         """An engine works: everything that waited for one goes on."""

@@ -45,7 +45,7 @@ class Claim:
     """What a backend wants to hold.
 
     Attributes:
-        device: "cpu" or "gpu"; each has memory of its own.
+        device: "cpu", "gpu" or an NVIDIA GPU's own name; each has memory of its own.
         bytes: of all.
         models: bytes of each.
     """

@@ -78,7 +78,7 @@ def predict(files: ModelFiles) -> Footprint:
     """Predict the footprint of a verified model. It may be wrong by a little, never by a factor.
 
     What the config does not say is estimated on the large side. The draft of a model is part of it.
-    Of a model that is spread over machines, only what this machine takes counts.
+    Of a model that is spread, only what the ranks on this machine and GPU take counts.
     """
     if files.spec.task == "embed":
         return _predict_encoder(files)
@@ -127,12 +127,12 @@ def _predict_decoder(files: ModelFiles) -> Footprint:
 
 
 def _share(whole: Footprint, files: ModelFiles, hosts: Hosts) -> Footprint:
-    """What the ranks on this machine take of a model.
+    """What the ranks that share the memory of the first take of a model.
 
     Each has its part of the layers and of the KV caches, and all of the embedding and the head.
     """
     c = Numbers(text_config(files.config))
-    layers, ranks, here = c.get("num_hidden_layers", default=1), len(hosts), hosts.here
+    layers, ranks, here = c.get("num_hidden_layers", default=1), len(hosts), hosts.counted
     part = 1 / ranks if hosts.sharding == "tensor" else -(-layers // ranks) / layers
     share = min(1.0, here * part)
     head = c.get("vocab_size", default=32000) * c.hidden * files.activation_bytes * 2

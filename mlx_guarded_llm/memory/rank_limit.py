@@ -39,7 +39,7 @@ def rank_budgets(hosts: Hosts, device_bytes: Sequence[int]) -> list[int]:
 
 
 def tightest(hosts: Hosts, budgets: Sequence[int]) -> RankLimit | None:
-    """The limit for a group; None if the first machine has all ranks.
+    """The limit for a group; None if the first machine, or GPU, has all ranks.
 
     Args:
         budgets: what `rank_budgets` returned.
@@ -47,7 +47,7 @@ def tightest(hosts: Hosts, budgets: Sequence[int]) -> RankLimit | None:
     others = [
         (nbytes, rank)
         for rank, (host, nbytes) in enumerate(zip(hosts.hosts, budgets, strict=True))
-        if not hosts.is_here(host)
+        if not hosts.is_counted(host)
     ]
     if not others:
         return None
@@ -55,5 +55,5 @@ def tightest(hosts: Hosts, budgets: Sequence[int]) -> RankLimit | None:
     return RankLimit(f"rank {rank} on {hosts.hosts[rank].ssh}", nbytes)
 
 
-def _device(host: Host) -> str:
-    return host.ssh
+def _device(host: Host) -> tuple[str, int | None]:
+    return host.ssh, host.gpu

@@ -2,7 +2,8 @@
 
 It is one of these, or a list of addresses in Python or TOML:
 
-    local:2                        two processes of this machine, for trials
+    local:2                        two processes of this machine, each with a GPU of its own
+                                   where MLX uses CUDA and has so many; else for trials
     10.0.0.1,10.0.0.2              these machines, by their addresses; the first is this one
     /etc/mlx/hosts.json            a hostfile, as `mlx.launch --hostfile` reads it
     pipeline:10.0.0.1,10.0.0.2     by layers; "tensor:" splits every layer instead
@@ -12,20 +13,23 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import InvalidRequest
 from ..json_values import byte_count, plain_scalar, shown
 from .files import UnreadableFile, parse, read_bytes
+from .gpus import visible_gpus
 
 Sharding = Literal["tensor", "pipeline"]
-Network = Literal["ring", "jaccl", "jaccl-ring"]
+Network = Literal["ring", "jaccl", "jaccl-ring", "nccl"]
 
 HERE = "127.0.0.1"
 MOST = 64  # ranks
+_PROCESSES = "local:"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SSH = re.compile(r"(?!-)[A-Za-z0-9_.:%@-]{1,255}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -43,6 +47,7 @@ class Host:
         python: the interpreter there; "" for the path of the one that runs here.
         memory_budget: bytes that models may use there; None for its device's default. On the
             first machine the backend's own counts.
+        gpu: which of the machine's visible NVIDIA GPUs it computes on; None leaves that to MLX.
     """
 
     ssh: str
@@ -50,6 +55,7 @@ class Host:
     rdma: tuple[Any, ...] = ()
     python: str = ""
     memory_budget: int | None = None
+    gpu: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class Hosts:
     """The ranks of a group. The first is the engine's own process.
 
     Attributes:
-        network: what MLX calls the distributed backend.
+        network: what MLX calls the distributed backend, or "jaccl-ring".
         sharding: how models are split; None takes "tensor" where the architecture can.
         variables: (name, value) of variables that every rank gets.
     """
@@ -74,10 +80,14 @@ class Hosts:
         """Whether a rank runs on this machine, which is that of the first."""
         return host.ssh in (*_LOCAL, self.hosts[0].ssh)
 
+    def is_counted(self, host: Host) -> bool:
+        """Whether the memory of a rank is that of the first: on its machine, and its GPU."""
+        return self.is_here(host) and host.gpu == self.hosts[0].gpu
+
     @property
-    def here(self) -> int:
-        """How many ranks run on this machine."""
-        return sum(map(self.is_here, self.hosts))
+    def counted(self) -> int:
+        """How many ranks take of the memory that the first one's ledger counts."""
+        return sum(map(self.is_counted, self.hosts))
 
     def __str__(self) -> str:
         return ", ".join(host.ssh for host in self.hosts)
@@ -118,7 +128,12 @@ def read_hosts(text: str) -> Hosts:
     """
     sharding, rest = _split(text)
     if not rest.endswith(".json"):
-        return Hosts(hosts=_read_list(text, rest), sharding=sharding)
+        hosts = _read_list(text, rest)
+        if rest.startswith(_PROCESSES) and len(visible_gpus()) >= len(hosts):
+            # NCCL does not send from one rank to another, which a pipeline needs.
+            network: Network = "ring" if sharding == "pipeline" else "nccl"
+            return Hosts(hosts=_with_gpus(hosts), network=network, sharding=sharding)
+        return Hosts(hosts=hosts, sharding=sharding)
     try:
         file = parse(Path(rest), read_bytes(Path(rest)))
     except UnreadableFile as error:
@@ -136,8 +151,8 @@ def _split(text: str) -> tuple[Sharding | None, str]:
 
 
 def _read_list(text: str, rest: str) -> tuple[Host, ...]:
-    start, _, count = rest.partition(":")
-    if start == "local":
+    if rest.startswith(_PROCESSES):
+        count = rest.removeprefix(_PROCESSES)
         if not count.isascii() or not count.isdigit() or not 2 <= int(count) <= MOST:
             raise InvalidRequest(f"hosts is {text!r}; local: is followed by 2 to {MOST}.")
         return (Host(ssh=HERE, ips=(HERE,)),) * int(count)
@@ -164,6 +179,13 @@ def _read_file(name: str, file: dict[str, Any], sharding: Sharding | None) -> Ho
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequest(f"hosts: {name} has no list of hosts.")
     hosts = _checked(name, tuple(_read_host(name, entry) for entry in entries))
+    if network == "nccl":
+        if sharding == "pipeline":
+            raise InvalidRequest(
+                f"hosts: {name} has the backend 'nccl', which cannot send from layer to layer.",
+                hint='Write "tensor:" before it, or take the backend "ring".',
+            )
+        hosts = _with_gpus(hosts)
     envs = file.get("envs") or []
     pairs = [str(env).partition("=") for env in envs] if isinstance(envs, list) else [("", "", "")]
     if wrong := [key for key, _, _ in pairs if not _VARIABLE.fullmatch(key)]:
@@ -176,7 +198,9 @@ def _read_file(name: str, file: dict[str, Any], sharding: Sharding | None) -> Ho
     )
     if network == "ring" and not all(host.ips for host in hosts):
         raise InvalidRequest(f"hosts: {name} has hosts without ips, which the ring needs.")
-    if network != "ring":
+    if network == "nccl" and not hosts[0].ips:
+        raise InvalidRequest(f"hosts: {name} has no ips of its first host, which NCCL needs.")
+    if network in ("jaccl", "jaccl-ring"):
         alone = all(len(host.rdma) == len(hosts) and host.rdma[i] is None
                     for i, host in enumerate(hosts))  # fmt: skip
         if not alone or not hosts[0].ips:
@@ -205,6 +229,16 @@ def _read_host(name: str, entry: dict[str, Any]) -> Host:
         )
     devices = tuple(tuple(each) if isinstance(each, list) else each for each in rdma)
     return Host(ssh=ssh, ips=tuple(ips), rdma=devices, python=python, memory_budget=nbytes)
+
+
+def _with_gpus(hosts: tuple[Host, ...]) -> tuple[Host, ...]:
+    """Give each rank the next GPU of its machine."""
+    before: Counter[str] = Counter()
+    given = []
+    for host in hosts:
+        given.append(replace(host, gpu=before[host.ssh]))
+        before[host.ssh] += 1
+    return tuple(given)
 
 
 def _checked(name: str, hosts: tuple[Host, ...]) -> tuple[Host, ...]:

@@ -129,7 +129,7 @@ class ModelFiles:
         """Changes whenever anything changes that a load reads."""
         if self.hosts is not None:
             split = self.hosts.sharding or "any"
-            return f"{self.fingerprint}/{len(self.hosts)}-{self.hosts.here}-{split}"
+            return f"{self.fingerprint}/{len(self.hosts)}-{self.hosts.counted}-{split}"
         return f"{self.fingerprint}+{self.draft.fingerprint}" if self.draft else self.fingerprint
 
     @cached_property

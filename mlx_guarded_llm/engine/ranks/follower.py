@@ -15,7 +15,7 @@ from ...models.spec import ModelFiles
 from ...models.verify import verify
 from ..residency import loading
 from ..residency.residents import Residency, Resident, device
-from .group import Group
+from .group import Group, check_network
 from .orders import (
     Beat,
     Build,
@@ -86,6 +86,7 @@ class Follower:
                 return Done(nbytes=self._read_part(order))
             if isinstance(order, Form):
                 self._form = order
+                check_network(order.network)
                 self._listening = Listening(order.listen)
             elif isinstance(order, Reach):
                 assert self._form is not None
@@ -117,7 +118,7 @@ class Follower:
 
         def split(model: Any) -> None:
             group.split(model, files)
-            if not form.here:
+            if not form.counted:
                 self._check_memory(model, files)
 
         model = loading.load(
@@ -128,7 +129,7 @@ class Follower:
             split=split,
         )
         self._read[order.model] = model, Read(order.model, files, order.ends)
-        return mx.get_active_memory() - before if form.here else 0
+        return mx.get_active_memory() - before if form.counted else 0
 
     def _check_memory(self, model: Any, files: ModelFiles) -> None:
         """Refuse a part that does not fit, before it is read. The ledger went by predictions.

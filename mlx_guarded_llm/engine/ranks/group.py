@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from ...errors import ModelUnsupported
+from ...errors import HostUnavailable, ModelUnsupported
 from ...models.config import text_config
 from ...models.numbers import Numbers
 from ...models.spec import ModelFiles
@@ -48,10 +48,9 @@ class Group:
                 file.flush()
                 os.environ[name] = file.name
             os.environ.update(form.variables)
-            backend = "jaccl" if form.network == "jaccl-ring" else form.network
             signal.setitimer(signal.ITIMER_REAL, _STALLS * form.options.prepare_timeout)
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-            return cls(mx.distributed.init(strict=True, backend=backend))
+            return cls(mx.distributed.init(strict=True, backend=_backend(form.network)))
 
     def share(self, tokens: mx.array) -> mx.array:
         """The tokens that rank 0 has, at every rank. Lazy, like all of MLX.
@@ -98,6 +97,26 @@ class Group:
         model.__class__ = type(f"Split{kind.__name__}", (kind,), {"__module__": kind.__module__})
 
 
+def check_network(network: str) -> None:
+    """Make sure that MLX has what it needs for a network, which it has not everywhere.
+
+    Raises:
+        HostUnavailable: it cannot use it on this machine.
+    """
+    backend = _backend(network)
+    if not mx.distributed.is_available(backend):
+        raise HostUnavailable(f"MLX has no {backend} here.", hint='Take the backend "ring".')
+    if backend == "nccl" and not mx.device_count(mx.gpu):
+        raise HostUnavailable(
+            "there is no GPU for this rank.", hint="Each rank takes the next GPU of its machine."
+        )
+
+
+def _backend(network: str) -> str:
+    """What MLX calls it."""
+    return "jaccl" if network == "jaccl-ring" else network
+
+
 def sharding(model: Any, files: ModelFiles, ranks: int) -> Literal["tensor", "pipeline"]:
     """How a model can be split, as `mlx_lm.utils.sharded_load` decides it.
 
@@ -114,6 +133,8 @@ def sharding(model: Any, files: ModelFiles, ranks: int) -> Literal["tensor", "pi
         "tensor": hasattr(model, "shard"),
         "pipeline": hasattr(getattr(model, "model", None), "pipeline"),
     }
+    if files.hosts is not None and files.hosts.network == "nccl":
+        can["pipeline"] = False  # MLX's NCCL does not send
     architecture = type(model).__module__.rpartition(".")[2]
     if not any(can.values()):
         raise _unsupported(files, f"cannot be split: mlx-lm's {architecture} has no shard and "

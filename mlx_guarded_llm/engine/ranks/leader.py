@@ -14,7 +14,7 @@ from ..decode.constraint import Constraint
 from ..decode.decoder import Decoder, TokenSequence, Update
 from ..protocol import EngineOptions
 from .forms import make_forms
-from .group import Group, sharding
+from .group import Group, check_network, sharding
 from .orders import Build, Clear, Done, Drop, Insert, Join, Order, Reach, Read, Remove, Step
 from .ranks import Ranks
 from .reach import Listening, reach
@@ -65,6 +65,7 @@ class Leader:
         return self.group
 
     def _form(self, hosts: Hosts, budgets: Sequence[int]) -> Group:
+        check_network(hosts.network)
         forms = make_forms(hosts, self._options, budgets)
         own, *others = forms
         self._ranks.tell(*others)
@@ -105,7 +106,7 @@ class Leader:
         """Rank 0 has its part. Waits for the others, and has each make its batch.
 
         Returns:
-            The bytes that the others on this machine take.
+            The bytes that the others take of the memory that this one's ledger counts.
 
         Raises:
             GuardedLLMError: one of them failed.

@@ -19,12 +19,12 @@ class Form:
     Attributes:
         rank: of the one who is told.
         options: of rank 0's engine, with its limits filled in: all ranks must cut prompts alike.
-        network: "ring", "jaccl" or "jaccl-ring".
+        network: see `Hosts`.
         variables: of the environment.
         files: by the variable that is to have the name of the file: what is in it.
         listen: its (address, port) pairs, which are tried before MLX uses them.
-        reach: those of the next rank.
-        here: it is on the machine of rank 0, whose ledger has its memory.
+        reach: those that this rank connects to.
+        counted: the ledger of rank 0 has its memory.
     """
 
     rank: int
@@ -34,7 +34,7 @@ class Form:
     files: Mapping[str, str] = field(default_factory=dict)
     listen: tuple[tuple[str, int], ...] = ()
     reach: tuple[tuple[str, int], ...] = ()
-    here: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True)

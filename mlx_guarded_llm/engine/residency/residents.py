@@ -43,7 +43,7 @@ class Resident:
         build: makes a fresh decoder for it.
         prefix_tokens: length of the longest prompt whose KV cache is kept; None for any.
         undrafted: why its draft is not used; "" if it is, or there is none.
-        here: how many processes of this machine have a part of it; 1 if no other has one.
+        counted: how many processes take of this machine's, or GPU's, memory for it.
         split: other ranks have a part of it.
     """
 
@@ -53,7 +53,7 @@ class Resident:
     decoder: Decoder | EncoderBatch
     prefix_tokens: int | None = None
     undrafted: str = ""
-    here: int = 1
+    counted: int = 1
     split: bool = False
     peak_bytes: int = 0
     reported_bytes: int = 0
@@ -67,7 +67,7 @@ class Resident:
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         updates: Sequence[Update | Embedded] = self.decoder.step(beside=beside)
-        self.peak_bytes = max(self.peak_bytes, self.here * (mx.get_peak_memory() - before))
+        self.peak_bytes = max(self.peak_bytes, self.counted * (mx.get_peak_memory() - before))
         return updates
 
     def rebuild(self) -> None:
@@ -205,7 +205,7 @@ class Residency:
             decoder,
             prefix_tokens=self.prefixes.max_tokens(name),
             undrafted=undrafted,
-            here=files.hosts.here if files.hosts is not None else 1,
+            counted=files.hosts.counted if files.hosts is not None else 1,
             split=group is not None,
         )
 
@@ -296,6 +296,9 @@ class Residency:
 
 
 def device() -> dict[str, Any]:
-    """What MLX computes on: `mx.device_info()` and "device": "cpu" or "gpu"."""
+    """What MLX computes on: `mx.device_info()` and "device": "cpu" or "gpu".
+
+    Of several NVIDIA GPUs each has another "uuid".
+    """
     kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
     return {**mx.device_info(), "device": kind}

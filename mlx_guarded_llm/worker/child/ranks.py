@@ -20,6 +20,7 @@ from ...engine.ranks.orders import Beat, Done, Order
 from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidRequest
 from ...logs import get_logger
 from ...memory.rank_limit import rank_budgets
+from ...models.gpus import VARIABLE, visible_gpus
 from ...models.hosts import Host, Hosts
 from ...version import __version__
 from ..wire import MARK, PROTOCOL, FrameReader, frame, read_greeting
@@ -66,6 +67,7 @@ class RankProcess:
         self._stderr = b""
         self._telling = threading.Lock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        gpu = self._own_gpu() if here else {}
         try:
             self._popen = subprocess.Popen(
                 _command(host, here),
@@ -73,7 +75,7 @@ class RankProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=os.environ | {"MLX_GUARDED_WORKER_PATH": path} if here else None,
+                env=os.environ | {"MLX_GUARDED_WORKER_PATH": path} | gpu if here else None,
             )
         except OSError as error:
             raise HostUnavailable(
@@ -150,6 +152,18 @@ class RankProcess:
             self._popen.kill()
             self._popen.wait()
 
+    def _own_gpu(self) -> dict[str, str]:
+        """The variable that gives it a GPU of this machine, among those that this process sees."""
+        if self.host.gpu is None:
+            return {}
+        visible = visible_gpus()
+        if self.host.gpu >= len(visible):
+            raise HostUnavailable(
+                f"{self} is to have GPU {self.host.gpu}; MLX can use {len(visible)} here.",
+                hint=f"Each rank takes a GPU of its own. {VARIABLE} may leave some out.",
+            )
+        return {VARIABLE: visible[self.host.gpu]}
+
     def _unavailable(self, what: str) -> HostUnavailable:
         text = f"{self} {what}."
         if self.excerpt:
@@ -169,23 +183,25 @@ class RankProcess:
 
     def _read_stderr(self) -> None:
         assert self._popen.stderr is not None
-        while data := self._popen.stderr.read(4096):
-            self._stderr = (self._stderr + data)[-_KEPT:]
-            sys.stderr.write(data.decode(errors="replace"))
+        with self._popen.stderr as stderr:
+            while data := stderr.read(4096):
+                self._stderr = (self._stderr + data)[-_KEPT:]
+                sys.stderr.write(data.decode(errors="replace"))
 
     def _read_answers(self) -> None:
         reader = FrameReader()
         before: bytes | None = b""  # what a shell says before the program starts; None after that
         assert self._popen.stdout is not None
         try:
-            while data := self._popen.stdout.read(65536):
-                if before is not None:
-                    said, begins, data = (before + data).partition(MARK)
-                    before = None if begins else said[-_KEPT:]
-                    if not begins:
-                        continue
-                for message in reader.feed(data):
-                    self._answers.put(message)
+            with self._popen.stdout as stdout:
+                while data := stdout.read(65536):
+                    if before is not None:
+                        said, begins, data = (before + data).partition(MARK)
+                        before = None if begins else said[-_KEPT:]
+                        if not begins:
+                            continue
+                    for message in reader.feed(data):
+                        self._answers.put(message)
         except EngineDied as error:
             logger.error("%s: %s", self, error)
             self._popen.kill()
@@ -346,4 +362,6 @@ def _command(host: Host, here: bool) -> Sequence[str]:
     options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT}"]
     options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
     run = [python, "-u", "-X", "faulthandler", "-m", _MODULE]
+    if host.gpu is not None:
+        run = ["env", f"{VARIABLE}={host.gpu}", *run]
     return ["ssh", *options, host.ssh, shlex.join(run)]

@@ -25,7 +25,7 @@ def test_a_ring() -> None:
     assert [form.reach for form in forms] == [*addresses[1:], addresses[0]]
     expected = [[f"{ip}:{port}" for ip, port in each] for each in addresses]
     assert all(json.loads(form.files["MLX_HOSTFILE"]) == expected for form in forms)
-    assert all(form.here for form in forms)
+    assert all(form.counted for form in forms)
 
 
 @pytest.mark.parametrize("network", ["jaccl", "jaccl-ring"])
@@ -43,7 +43,20 @@ def test_jaccl(network: str) -> None:
     assert second.variables["MLX_JACCL_COORDINATOR"].startswith("127.0.0.1:")
     assert ("MLX_JACCL_RING" in second.variables) == (network == "jaccl-ring")
     assert json.loads(second.files["MLX_IBV_DEVICES"]) == [[None, "rdma_en2"], ["rdma_en3", None]]
-    assert (first.here, second.here, second.listen) == (True, False, ())
+    assert (first.counted, second.counted, second.listen) == (True, False, ())
+
+
+def test_nccl() -> None:
+    hosts = Hosts(
+        hosts=(Host(ssh="a", ips=("127.0.0.1",), gpu=0), Host(ssh="a", gpu=1)), network="nccl"
+    )
+    first, second = make_forms(hosts, OPTIONS)
+    ((ip, port),) = first.listen
+    assert second.reach == first.listen and (second.listen, first.reach) == ((), ())
+    expected = {"NCCL_HOST_IP": ip, "NCCL_PORT": str(port), "MLX_WORLD_SIZE": "2"}
+    assert first.variables == {**expected, "MLX_RANK": "0"}
+    assert second.variables == {**expected, "MLX_RANK": "1"}
+    assert (first.counted, second.counted) == (True, False)  # each GPU has its own memory
 
 
 def test_a_rank_is_reached_while_it_listens() -> None:
