@@ -19,7 +19,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import httpx
@@ -48,13 +48,14 @@ class Outcome:
     """What came of one router."""
 
     router: str
+    at_once: int
     loads: int
     waits: list[float]  # seconds from a request's arrival at its replica to its start
     seconds: float  # from the first request to the last answer
 
 
 def measure(
-    cluster: LocalCluster, settings: Settings, router: str, given: argparse.Namespace
+    cluster: LocalCluster, settings: Settings, router: str, at_once: int, given: argparse.Namespace
 ) -> Outcome:
     """Send the requests to two fresh replicas."""
     replicas = Cluster(replicas=2, cpus=0.5, gpus=given.gpus)
@@ -68,13 +69,13 @@ def measure(
             return float(answer.json()["guard"]["queued"])
 
         began = time.monotonic()
-        with ThreadPoolExecutor(given.at_once) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             waits = list(pool.map(ask, islice(cycle("abc"), given.requests)))
         seconds = time.monotonic() - began
         time.sleep(2.0)  # the record of all replicas is a second late at the most
         metrics = client.get("/metrics").raise_for_status().text
     counts = (line.split() for line in metrics.splitlines() if "load_seconds_count{" in line)
-    return Outcome(router, round(sum(float(count) for _, count in counts)), waits, seconds)
+    return Outcome(router, at_once, round(sum(float(count) for _, count in counts)), waits, seconds)
 
 
 def models(folder: Path, shape: str | None) -> dict[str, Path]:
@@ -104,7 +105,7 @@ def load_seconds(model: Path, tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas")
     parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[2])
     parser.add_argument("--tokens", type=int, default=16, help="of an answer")
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--gpus", type=float, default=0.0, help="of a replica")
@@ -124,17 +125,18 @@ def main() -> None:
                 memory_budget=int(1.5 * size) + HEAD,
             ),
         )
-        outcomes = [measure(cluster, settings, router, given) for router in ROUTERS]
-    print(
-        f"{given.requests} requests, {given.at_once} at a time; "
-        f"models of {size / 1e6:.0f} MB, of which a load takes {load:.1f} s\n"
-    )
-    print("| router | loads | median wait (s) | mean wait (s) | worst wait (s) | all (s) |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for one in outcomes:
-        median, mean = statistics.median(one.waits), statistics.mean(one.waits)
-        waits = f"{median:.2f} | {mean:.2f} | {max(one.waits):.2f}"
-        print(f"| {one.router} | {one.loads} | {waits} | {one.seconds:.1f} |")
+        print(f"{given.requests} requests; models of {size / 1e6:.0f} MB, loaded in {load:.1f} s\n")
+        print("| router | at once | loads | median wait (s) | mean wait | worst wait | all (s) |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        outcomes = []
+        for at_once, router in product(given.at_once, ROUTERS):
+            one = measure(cluster, settings, router, at_once, given)
+            median, mean = statistics.median(one.waits), statistics.mean(one.waits)
+            waits = f"{median:.2f} | {mean:.2f} | {max(one.waits):.2f}"
+            print(
+                f"| {router} | {at_once} | {one.loads} | {waits} | {one.seconds:.1f} |", flush=True
+            )
+            outcomes.append(one)
     if given.json:
         rows = [asdict(one) for one in outcomes]
         given.json.write_text(json.dumps({"bytes": size, "load": load, "rows": rows}, indent=1))

@@ -38,6 +38,17 @@ def visible_gpus(
     return tuple(map(str, range(found)))
 
 
+def see_one_gpu() -> tuple[str, ...]:
+    """Leave this process the first of its GPUs, before it imports MLX. Returns all of them.
+
+    MLX computes on one. Where it saw two, MLX 0.32.4 could not copy what the CPU was to read.
+    """
+    gpus = visible_gpus()
+    if len(gpus) > 1:
+        os.environ[VARIABLE] = gpus[0]
+    return gpus
+
+
 def _installed(distribution: str) -> bool:
     try:
         importlib.metadata.version(distribution)

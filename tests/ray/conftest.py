@@ -1,4 +1,7 @@
-"""A cluster on this machine, for all tests here: Ray takes long to start on two cores."""
+"""A cluster on this machine, for all tests here: Ray takes long to start on two cores.
+
+With MLX_GUARDED_TEST_GPUS=1 each replica has a GPU of its own.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore"))  # Ray leaves sockets open
 
 
+GPUS = float(os.environ.get("MLX_GUARDED_TEST_GPUS", "0"))  # of a replica
+
+
 class Probe(Replica):
-    """A replica that tells its process and its node, so that tests can end them."""
+    """A replica that tells its process, node and device, so that tests can end them."""
 
     async def place(self) -> tuple[str, int, str]:
         return self.name, os.getpid(), ray.get_runtime_context().get_node_id()
+
+    async def device(self) -> tuple[str, dict[str, Any]]:
+        return self.name, await self._backend.arun(_device, label="device")
+
+
+def _device() -> dict[str, Any]:
+    import mlx.core as mx
+
+    return {**mx.device_info(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ def deploy(cluster: LocalCluster, settings: Settings, **of_cluster: Any) -> Depl
 @pytest.fixture(scope="module")
 def deployed(cluster: LocalCluster, settings: Settings) -> Deployed:
     """Two replicas."""
-    return deploy(cluster, settings, replicas=2, cpus=0.5)
+    return deploy(cluster, settings, replicas=2, cpus=0.5, gpus=GPUS)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ...engine.ranks.orders import Beat, Done, Order
 from ...errors import EngineDied, GuardedLLMError, HostUnavailable, InvalidRequest
 from ...logs import get_logger
 from ...memory.rank_limit import rank_budgets
-from ...models.gpus import VARIABLE, visible_gpus
+from ...models.gpus import VARIABLE
 from ...models.hosts import Host, Hosts
 from ...version import __version__
 from ..wire import MARK, PROTOCOL, FrameReader, frame, read_greeting
@@ -50,6 +50,7 @@ class RankProcess:
         host: where it runs.
         here: that is this machine.
         path: where this process finds its package, and other modules.
+        gpus: of this machine, as `visible_gpus` names them.
         gone: called on another thread when it ended and nobody asked for that.
 
     Raises:
@@ -57,7 +58,13 @@ class RankProcess:
     """
 
     def __init__(
-        self, rank: int, host: Host, here: bool, path: str, gone: Callable[[RankProcess], None]
+        self,
+        rank: int,
+        host: Host,
+        here: bool,
+        path: str,
+        gpus: Sequence[str],
+        gone: Callable[[RankProcess], None],
     ) -> None:
         self.rank = rank
         self.host = host
@@ -67,7 +74,7 @@ class RankProcess:
         self._stderr = b""
         self._telling = threading.Lock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        gpu = self._own_gpu() if here else {}
+        gpu = self._own_gpu(gpus) if here else {}
         try:
             self._popen = subprocess.Popen(
                 _command(host, here),
@@ -152,17 +159,16 @@ class RankProcess:
             self._popen.kill()
             self._popen.wait()
 
-    def _own_gpu(self) -> dict[str, str]:
-        """The variable that gives it a GPU of this machine, among those that this process sees."""
+    def _own_gpu(self, gpus: Sequence[str]) -> dict[str, str]:
+        """The variable that gives it a GPU of this machine."""
         if self.host.gpu is None:
             return {}
-        visible = visible_gpus()
-        if self.host.gpu >= len(visible):
+        if self.host.gpu >= len(gpus):
             raise HostUnavailable(
-                f"{self} is to have GPU {self.host.gpu}; MLX can use {len(visible)} here.",
+                f"{self} is to have GPU {self.host.gpu}; MLX can use {len(gpus)} here.",
                 hint=f"Each rank takes a GPU of its own. {VARIABLE} may leave some out.",
             )
-        return {VARIABLE: visible[self.host.gpu]}
+        return {VARIABLE: gpus[self.host.gpu]}
 
     def _unavailable(self, what: str) -> HostUnavailable:
         text = f"{self} {what}."
@@ -216,7 +222,7 @@ class StartedRanks:
     """Starts the other ranks, and speaks with all of them; see `engine.ranks.ranks.Ranks`.
 
     Args:
-        path: see `RankProcess`.
+        path, gpus: see `RankProcess`.
         patience: seconds in which all of them must run.
         lost: called on another thread, with the reason and whether it came from outside, when a
             rank ends after they are a group.
@@ -227,11 +233,13 @@ class StartedRanks:
     def __init__(
         self,
         path: str,
+        gpus: Sequence[str],
         patience: float,
         lost: Callable[[GuardedLLMError, bool], None],
         joining: Callable[[tuple[tuple[int, str], ...]], None],
     ) -> None:
         self._path = path
+        self._gpus = gpus
         self._patience = patience
         self._lost = lost
         self._joining = joining
@@ -271,7 +279,8 @@ class StartedRanks:
             self._beating = True
             threading.Thread(target=self._beat, name="mlx-guarded-beat-ranks", daemon=True).start()
         for rank, host in enumerate(hosts.hosts[1:], start=1):
-            self._ranks += (RankProcess(rank, host, hosts.is_here(host), self._path, self._gone),)
+            here = hosts.is_here(host)
+            self._ranks += (RankProcess(rank, host, here, self._path, self._gpus, self._gone),)
         for each in self._ranks:
             _check_version(each, each.answer(until))
         answers = [each.answer(until) for each in self._ranks]  # they have imported MLX

@@ -21,6 +21,7 @@ from ...engine.protocol import Broken, Delta, FirstToken, JobEnded, Report
 from ...engine.thread import mlx_thread
 from ...errors import GuardedLLMError
 from ...logs import handle_at_once
+from ...models.gpus import see_one_gpu
 from ...version import __version__
 from ..pickling import pack_outcome
 from ..status_page import StatusWriter
@@ -66,6 +67,7 @@ class Serving:
         handle_at_once()
         self._logger.addHandler(_ToParent(self._outbox))
         self._logger.propagate = False
+        self._gpus = see_one_gpu()
         mlx_thread().post(self._import)
 
     def serve(self) -> None:
@@ -82,6 +84,7 @@ class Serving:
         path = "\n".join([str(_ROOT), *sys.path, *welcome.sys_path])
         self._ranks = StartedRanks(
             path,
+            self._gpus,
             welcome.options.prepare_timeout,
             lost=self._rank_lost,
             joining=lambda ranks: self._outbox.put(Joining(ranks)),

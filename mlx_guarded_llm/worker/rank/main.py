@@ -18,6 +18,7 @@ from ...engine.ranks.orders import Done
 from ...engine.thread import mlx_thread
 from ...errors import HostUnavailable
 from ...memory.budget import default_budget
+from ...models.gpus import see_one_gpu
 from ...version import __version__
 from ..wire import MARK, PROTOCOL, FrameReader, Hello, frame, greeting
 
@@ -58,6 +59,7 @@ class _Rank:
 
     def open(self) -> None:
         try:
+            see_one_gpu()
             import_residents()
             from ...engine.ranks.follower import Follower
             from ...engine.residency.residents import device

@@ -195,8 +195,15 @@ def test_more_tokens_never_take_less(tokens: int, more: int) -> None:
     assert footprint.prefill_bytes(tokens + more) >= footprint.prefill_bytes(tokens)
 
 
-@pytest.mark.parametrize(("hosts", "here"), [("10.0.0.1,10.0.0.2", 1), ("local:2", 2)])
-def test_a_spread_model_takes_its_part(tmp_path: Path, hosts: str, here: int) -> None:
+@pytest.mark.parametrize(
+    ("hosts", "gpus", "here"),
+    [("10.0.0.1,10.0.0.2", "", 1), ("local:2", "", 2), ("local:2", "4,5", 1)],
+)
+def test_a_spread_model_takes_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: str, gpus: str, here: int
+) -> None:
+    monkeypatch.setattr("mlx_guarded_llm.models.gpus._installed", lambda name: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     whole = _footprint(tmp_path / "whole", LLAMA_70B)
     files = verify(folder_spec(make_folder(tmp_path / "m"), hosts=hosts), tmp_path / "m")
     part = predict(replace(files, config=LLAMA_70B, weight_bytes=140 * 10**9))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mlx_guarded_llm.models import gpus
-from mlx_guarded_llm.models.gpus import VARIABLE, visible_gpus
+from mlx_guarded_llm.models.gpus import VARIABLE, see_one_gpu, visible_gpus
 
 
 @pytest.fixture
@@ -47,3 +48,11 @@ def test_none_where_mlx_has_no_cuda(devices: Path) -> None:
     if any(map(gpus._installed, gpus._BACK_ENDS)):
         pytest.skip("MLX has CUDA here")
     assert visible_gpus({VARIABLE: "0"}, devices) == ()
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(("listed", "left"), [("2,3", "2"), ("2", "2"), ("", "")])
+def test_one_is_left(monkeypatch: pytest.MonkeyPatch, listed: str, left: str) -> None:
+    monkeypatch.setenv(VARIABLE, listed)
+    assert see_one_gpu() == tuple(filter(None, listed.split(",")))
+    assert os.environ[VARIABLE] == left
