@@ -83,7 +83,15 @@ def models(folder: Path, shape: str | None) -> dict[str, Path]:
     if shape is not None:
         made = {name: folder / name for name in "abc"}
         for seed, path in enumerate(made.values()):
-            command = [sys.executable, "-m", "benchmarks.shapes", shape, path, "--seed", str(seed)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.shapes",
+                shape,
+                str(path),
+                "--seed",
+                str(seed),
+            ]
             subprocess.run(command, check=True)
         return made
     return {
