@@ -50,7 +50,7 @@ def test_nccl() -> None:
     hosts = Hosts(
         hosts=(Host(ssh="a", ips=("127.0.0.1",), gpu=0), Host(ssh="a", gpu=1)), network="nccl"
     )
-    first, second = make_forms(hosts, OPTIONS)
+    first, second = make_forms(hosts, OPTIONS, [0, 5])
     ((ip, port),) = first.listen
     assert second.reach == first.listen and (second.listen, first.reach) == ((), ())
     expected = {"NCCL_HOST_IP": ip, "NCCL_PORT": str(port), "MLX_WORLD_SIZE": "2"}
