@@ -51,11 +51,16 @@ def test_no_stream_is_lost_when_its_node_ends(
         options: dict[str, Any] = {"max_tokens": TOKENS, "temperature": 0.0}
         whole = [backend.generate("slow", prompt, **options) for prompt in prompts]
         (home,) = {result.guard.replica for result in whole}
-        node = nodes.pop(deployed.nodes()[home])
+        homes = deployed.nodes()
+        node = nodes.pop(homes[home])
         answers = read_all(backend, "slow", prompts, getattr(node, end), **options)
         for chunks, result in zip(answers, whole, strict=True):
             assert_went_on(chunks, result)
         assert backend.generate("slow", "and now", max_tokens=4).guard.replica != home
+        assert "slow" in {info.name for info in backend.models()}
+        assert not backend.health().running
+        began = {e.details["replica"] for e in backend.events() if e.kind == "request.started"}
+        assert began >= {*homes}
     node.kill()
     other = _node(cluster)  # where Ray Serve starts another replica
     nodes[other.id] = other

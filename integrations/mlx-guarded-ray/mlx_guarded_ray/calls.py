@@ -34,7 +34,8 @@ ROUTED = ("generate", "embed", "load")  # the calls that need the model in memor
 NAMED = ("generate", "embed")  # the calls whose requests have names
 PERIOD = 1.0  # seconds between two gatherings of the record
 BEATS = 3  # heartbeats that do not come, after which a replica is taken for gone
-PATIENCE = 20.0  # seconds in which a replica must say what it knows
+PATIENCE = 10.0  # seconds in which a replica must say what it knows
+LATE = 4.0  # seconds after which its news come with the next, so that they hold up no other's
 
 
 @dataclass
@@ -116,8 +117,9 @@ class RayCalls(Calls):
         return any(r.call in NAMED and r.wanted and not r.over for r in same)
 
     def catch_up(self, timeout: float) -> None:
-        """Have the record of every replica by now. From any other thread."""
-        asyncio.run_coroutine_threadsafe(self._gather_news(), self._loop).result(timeout)
+        """Have the record of every replica by now that is not silent. From any other thread."""
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._gather_news(), self._loop).result(timeout)
 
     def _open(self) -> None:
         self._following = self._loop.create_task(self._follow())
@@ -223,14 +225,8 @@ class RayCalls(Calls):
 
     async def _all(self, call: str, content: bytes) -> Found[Any]:
         """What every replica says; those that are just dying are left out."""
-        try:
-            found = await self._handle.broadcast("ask", Wanted(""), call, content).results_async(
-                timeout_s=PATIENCE, return_exceptions=True
-            )
-        except DeploymentUnavailableError:
-            found = []
         values, errors = {}, []
-        for one in found:
+        for one in await self._of_each(PATIENCE, "ask", Wanted(""), call, content):
             try:
                 if isinstance(one, BaseException):
                     raise one
@@ -250,10 +246,21 @@ class RayCalls(Calls):
 
     async def _gather_news(self) -> None:
         async with self._gathering:  # or two would gather the same events
-            found = await self._handle.broadcast("news", self._gathered.positions).results_async(
-                timeout_s=PATIENCE, return_exceptions=True
-            )
+            found = await self._of_each(LATE, "news", self._gathered.positions)
             self._gathered.add([one for one in found if not isinstance(one, BaseException)])
+
+    async def _of_each(self, patience: float, method: str, *arguments: Any) -> list[Any]:
+        """What a method of each replica returns, or its error, as `TimeoutError` of a silent one.
+
+        `DeploymentBroadcastResponse.results_async` returns nothing of any if one is silent.
+        """
+        asked = self._handle.broadcast(method, *arguments)
+        try:
+            answers = await asyncio.wait_for(asked._fetch_replica_results_async(), patience)
+        except DeploymentUnavailableError:
+            return []
+        each = (asyncio.wait_for(answer.get_async(), patience) for answer in answers)
+        return await asyncio.gather(*each, return_exceptions=True)
 
 
 def _value(call: str, lines: bytes) -> Any:
