@@ -131,7 +131,8 @@ def local_cluster(cpus: int = 4, memory: int | None = None) -> Iterator[LocalClu
         _start(cpus, memory, Path(folder))
         with ExitStack() as end:
             end.callback(ray.shutdown)
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            # By default there is a proxy at each node: all would share the port of this machine.
+            serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": port})
             yield LocalCluster(f"http://127.0.0.1:{port}", end)
             serve.shutdown()
 
