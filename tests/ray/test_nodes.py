@@ -58,7 +58,7 @@ def test_no_stream_is_lost_when_its_node_ends(
             assert_went_on(chunks, result)
         assert backend.generate("slow", "and now", max_tokens=4).guard.replica != home
         assert "slow" in {info.name for info in backend.models()}
-        assert not backend.health().running
+        assert not backend.health(timeout=30.0).running
         began = {e.details["replica"] for e in backend.events() if e.kind == "request.started"}
         assert began >= {*homes}
     node.kill()

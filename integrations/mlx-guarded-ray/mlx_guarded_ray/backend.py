@@ -70,7 +70,7 @@ class RayBackend(CallingBackend, ServableBackend):
     def events(self) -> tuple[Event, ...]:
         """See `BaseBackend.events`."""
         self._check_open()
-        self._ray.catch_up(PATIENCE)
+        self._ray.catch_up(2 * PATIENCE)  # behind a gathering that has begun
         return self._record.events()
 
     def follow_progress(self, follower: OnProgress) -> Callable[[], None]:

@@ -34,8 +34,7 @@ ROUTED = ("generate", "embed", "load")  # the calls that need the model in memor
 NAMED = ("generate", "embed")  # the calls whose requests have names
 PERIOD = 1.0  # seconds between two gatherings of the record
 BEATS = 3  # heartbeats that do not come, after which a replica is taken for gone
-PATIENCE = 10.0  # seconds in which a replica must say what it knows
-LATE = 4.0  # seconds after which its news come with the next, so that they hold up no other's
+PATIENCE = 4.0  # seconds in which a replica must say what it knows, or the others do without
 
 
 @dataclass
@@ -226,7 +225,7 @@ class RayCalls(Calls):
     async def _all(self, call: str, content: bytes) -> Found[Any]:
         """What every replica says; those that are just dying are left out."""
         values, errors = {}, []
-        for one in await self._of_each(PATIENCE, "ask", Wanted(""), call, content):
+        for one in await self._of_each("ask", Wanted(""), call, content):
             try:
                 if isinstance(one, BaseException):
                     raise one
@@ -246,20 +245,20 @@ class RayCalls(Calls):
 
     async def _gather_news(self) -> None:
         async with self._gathering:  # or two would gather the same events
-            found = await self._of_each(LATE, "news", self._gathered.positions)
+            found = await self._of_each("news", self._gathered.positions)
             self._gathered.add([one for one in found if not isinstance(one, BaseException)])
 
-    async def _of_each(self, patience: float, method: str, *arguments: Any) -> list[Any]:
+    async def _of_each(self, method: str, *arguments: Any) -> list[Any]:
         """What a method of each replica returns, or its error, as `TimeoutError` of a silent one.
 
         `DeploymentBroadcastResponse.results_async` returns nothing of any if one is silent.
         """
         asked = self._handle.broadcast(method, *arguments)
         try:
-            answers = await asyncio.wait_for(asked._fetch_replica_results_async(), patience)
+            answers = await asyncio.wait_for(asked._fetch_replica_results_async(), PATIENCE)
         except DeploymentUnavailableError:
             return []
-        each = (asyncio.wait_for(answer.get_async(), patience) for answer in answers)
+        each = (asyncio.wait_for(answer.get_async(), PATIENCE) for answer in answers)
         return await asyncio.gather(*each, return_exceptions=True)
 
 
