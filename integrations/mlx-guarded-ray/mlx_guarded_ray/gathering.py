@@ -149,6 +149,7 @@ class Gathered:
         self._resident = resident
         self._tell = tell
         self._stages: dict[tuple[str, str], Progress] = {}
+        self._ahead: dict[str, float] = {}  # this clock, of each replica's: by its fastest news
         self.positions: dict[str, int] = {}
 
     def add(self, found: Sequence[News]) -> None:
@@ -156,7 +157,9 @@ class Gathered:
         here, events = time.monotonic(), []
         for news in found:
             self.positions[news.replica] = news.after
-            events += [_placed(event, news.replica, here - news.now) for event in news.events]
+            ahead = here - news.now
+            ahead = self._ahead[news.replica] = min(ahead, self._ahead.get(news.replica, ahead))
+            events += [_placed(event, news.replica, ahead) for event in news.events]
         for event in sorted(events, key=attrgetter("time")):
             self._record.append(event)
         self._follow([progress for news in found for progress in news.stages])
@@ -185,10 +188,10 @@ def _share(progress: Progress) -> float:
     return progress.done / progress.total if progress.total else 0.0
 
 
-def _placed(event: Event, replica: str, late: float) -> Event:
+def _placed(event: Event, replica: str, ahead: float) -> Event:
     """An event with its replica, by the clock of this process."""
     return event._replace(
-        time=event.time + late,
+        time=event.time + ahead,
         job_id=event.job_id and f"{replica}/{event.job_id}",
         details={**event.details, "replica": replica},
     )
