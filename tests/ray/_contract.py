@@ -62,6 +62,7 @@ SKIPPED = {  # why: the names of tests, or of classes of them
         "test_what_another_program_holds",
         "test_idle_models_leave_before_another_program_is_blamed",
     ),
+    "a replica's times are told by another clock, to a few milliseconds": ("test_keep_alive",),
     "it changes a bound of the backend's module, which is in another process": (
         "test_characters_under_way_are_bounded",
     ),
