@@ -283,13 +283,17 @@ class Transitions:
         caller: str | None = None,
         pin: bool = False,
     ) -> JobState:
-        """The one load of `model`, made if there is none, in the place of who wants it first."""
+        """The one load of `model`, made if there is none, in the place of who wants it first.
+
+        A request whose model has left wants it from now on, and passes nobody who waits by now.
+        """
         job = self.state.find(model.load)
         if job is None:
             job = self._add("load", model.name, cause, caller, request)
             model.load = job.id
         else:
-            self._bring_forward(job, *self._wanted_in(request))
+            arrival = self._arrival(request)
+            self._bring_forward(job, self._new_place(arrival), arrival)
         self._watch(job, caller, pin)
         return job
 
@@ -307,7 +311,10 @@ class Transitions:
         """
         job = self.state.find(model.unload)
         if job is not None:
-            self._bring_forward(job, *self._wanted_in(request))
+            if request is None:
+                self._bring_forward(job, self._new_place(self.state.now), self.state.now)
+            else:
+                self._bring_forward(job, request.place, request.arrival)
         else:
             job = self._add("unload", model.name, cause, caller)
             model.unload = job.id
@@ -347,11 +354,9 @@ class Transitions:
             if job.place == request.place:
                 job.asked_at = request.asked_at
 
-    def _wanted_in(self, request: RequestState | None) -> tuple[Place, float]:
-        """The place, and the time of arrival, of who wants a job: a request, or somebody now."""
-        if request is None:
-            return self._new_place(self.state.now), self.state.now
-        return request.place, request.arrival
+    def _arrival(self, request: RequestState | None) -> float:
+        """When a load that is wanted now counts as having arrived: later for a batch request."""
+        return self.state.now if request is None else max(self.state.now, request.arrival)
 
     def _bring_forward(self, job: JobState, place: Place, arrival: float) -> None:
         """Give a job this place, unless it has an earlier one."""
@@ -379,7 +384,7 @@ class Transitions:
         caller: str | None = None,
         request: RequestState | None = None,
     ) -> JobState:
-        arrival = self.state.now if request is None else max(self.state.now, request.arrival)
+        arrival = self._arrival(request)
         place = self._new_place(arrival)
         job_id = caller or f"{kind}-{place.number}"
         while caller is None and (job_id in self.state.callers or self.state.find(job_id)):

@@ -146,6 +146,26 @@ def test_every_load_begins_in_time_whatever_arrives(
     budget=12,
     raises=True,
 )
+@example(  # when a model had left, its pending load got the place of an old request
+    seed=153702,
+    arrivals=Flood(1.0, 0.3, 0.1, 90, 0.2, 0.1),
+    load_wait=120,
+    window=1,
+    max_active=3,
+    sizes=[5, 2, 2, 2],
+    budget=12,
+    raises=False,
+)
+@example(  # and so it waited for requests that had rightly started
+    seed=2604656930,
+    arrivals=Flood(0.3, 0.0, 0.02, 90, 0.0, 0.1),
+    load_wait=3,
+    window=40,
+    max_active=3,
+    sizes=[3, 1, 7, 8],
+    budget=14,
+    raises=False,
+)
 @example(  # a load that came after an unload went before it, and found the model resident
     seed=4180058832,
     arrivals=Flood(0.3, 0.0, 0.1, 20, 0.0, 0.9),
