@@ -71,6 +71,7 @@ class Promises:
         if event.kind == "request.queued":
             assert request_id is not None
             self.places[request_id] = self.state.requests[request_id].place
+            self._release_load(event.model, self.places[request_id])
         elif event.kind == "request.started":
             assert request_id is not None
             self.started.setdefault(request_id, self.now)
@@ -133,13 +134,16 @@ class Promises:
                 self.released[job.id] = self.now
 
     def _release_load(self, name: str | None, place: Place) -> None:
-        """A load is planned with room for the first request for its model, which has ended."""
+        """A load is planned with room for the first request for its model.
+
+        That has ended, or another one came before it, and now it may be fit to begin.
+        """
         model = self.state.models.get(name or "")
         load = self.state.pending(model.load) if model is not None else None
         if load is None or model is None:
             return
         waiting = [self.state.requests[request_id].place for request_id in model.waiting]
-        if all(place < other for other in waiting):
+        if all(place <= other for other in waiting):
             self.released[load.id] = self.now
 
     def _held_from(self, job: JobState) -> float:

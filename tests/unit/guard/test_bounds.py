@@ -166,6 +166,16 @@ def test_every_load_begins_in_time_whatever_arrives(
     budget=14,
     raises=False,
 )
+@example(  # a load had room once a smaller request for its model had come before the others
+    seed=1720862774,
+    arrivals=Flood(1.0, 0.3, 0.1, 90, 0.0, 0.9),
+    load_wait=3,
+    window=0,
+    max_active=2,
+    sizes=[7, 3, 5, 6],
+    budget=15,
+    raises=False,
+)
 @example(  # a load that came after an unload went before it, and found the model resident
     seed=4180058832,
     arrivals=Flood(0.3, 0.0, 0.1, 20, 0.0, 0.9),
