@@ -136,7 +136,8 @@ class Promises:
     def _release_load(self, name: str | None, place: Place) -> None:
         """A load is planned with room for the first request for its model.
 
-        That has ended, or another one came before it, and now it may be fit to begin.
+        That has ended, or another one came before it, and now the load may be fit to begin, and
+        so may what is behind it.
         """
         model = self.state.models.get(name or "")
         load = self.state.pending(model.load) if model is not None else None
@@ -144,7 +145,8 @@ class Promises:
             return
         waiting = [self.state.requests[request_id].place for request_id in model.waiting]
         if all(place <= other for other in waiting):
-            self.released[load.id] = self.now
+            behind = (job for job in self.state.jobs.values() if load.place <= job.place)
+            self.released.update({job.id: self.now for job in behind})
 
     def _held_from(self, job: JobState) -> float:
         """When newcomers began to wait for it: not while its own model was generating."""
