@@ -62,6 +62,7 @@ class Report:
 @dataclass(slots=True)
 class _Sent:
     wanted: Wanted
+    routed: bool = True  # or a replica was chosen, and the request may yet be withdrawn
     ended: bool = False
 
 
@@ -92,18 +93,36 @@ class Book:
             page.sent = {
                 id: sent
                 for id, sent in page.sent.items()
-                if not sent.ended or sent.wanted.request_id in report.requests
+                if sent.routed and (not sent.ended or sent.wanted.request_id in report.requests)
             }
             page.view = None
 
+    def chosen(self, call: str, wanted: Wanted, replica: str) -> None:
+        """A request is about to go to a replica. What is chosen meanwhile takes account of it."""
+        self._place(call, wanted, replica, routed=False)
+
     def sent(self, call: str, wanted: Wanted, replica: str) -> None:
         """A request went to a replica, by a call of this id."""
+        self._place(call, wanted, replica, routed=True)
+
+    def withdraw(self, call: str) -> None:
+        """A request goes nowhere yet."""
+        with self._lock:
+            self._forget(call)
+
+    def _place(self, call: str, wanted: Wanted, replica: str, *, routed: bool) -> None:
         if not wanted.model:
             return
         with self._lock:
+            self._forget(call)
             page = self._pages.setdefault(replica, _Page())
-            page.sent[call] = _Sent(wanted)
+            page.sent[call] = _Sent(wanted, routed)
             page.view = None
+
+    def _forget(self, call: str) -> None:
+        for page in self._pages.values():
+            if page.sent.pop(call, None) is not None:
+                page.view = None
 
     def ended(self, call: str, replica: str) -> None:
         """A call is over. Its model is thought to be there until the next report."""

@@ -35,6 +35,25 @@ def test_what_was_sent_counts_until_a_report_has_it() -> None:
     assert book.view("r").models["a"] == ModelAt(GB, active=1)
 
 
+def test_what_is_chosen_counts_at_once_and_only_until_it_is_sent_or_withdrawn() -> None:
+    book, wanted = Book(), Wanted("a", GB, request_id="one")
+    book.chosen("call", wanted, "r")
+    assert not book.view("r").idle
+    book.sent("call", wanted, "other")
+    assert book.view("r").idle
+    assert not book.view("other").idle
+    book.chosen("next", wanted, "r")
+    book.withdraw("next")
+    assert book.view("r").idle
+
+
+def test_what_was_chosen_and_never_sent_is_forgotten_with_the_next_report() -> None:
+    book = Book()
+    book.chosen("call", Wanted("a", GB, request_id="one"), "r")
+    book.report(report(1))
+    assert book.view("r").idle
+
+
 def test_an_answered_request_leaves_its_model_behind() -> None:
     book = Book()
     book.report(report(1))
