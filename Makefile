@@ -40,7 +40,7 @@ JUPYTERLAB_VERSION := 4.6.6
 JUPYTERLAB := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mlx-guarded-llm/jupyterlab-$(JUPYTERLAB_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-cluster test-ray-contract test-remote test-ssh test-lowest test-newest test-next \
+.PHONY: help setup demo test test-docs test-notebooks test-npm test-browser test-openwebui test-jupyter test-ray test-ray-server test-ray-cluster test-ray-contract test-remote test-ssh test-lowest test-newest test-next \
 	test-standard npm-clients lint lint-workflows format bench bench-peers bench-clients soak serve-soak serve-fuzz chaos remote-chaos docs picture \
 	notebooks build constraints clean
 
@@ -80,7 +80,9 @@ test-browser: $(STAMP) $(BARRIERS) ## the server's live view in Chromium, ~3 min
 test-remote: $(STAMP) ## the backend's contract over HTTP: Backend.connect to a server, ~12 minutes
 	MLX_GUARDED_TEST_REMOTE=1 $(BIN)/pytest $(CONTRACT) --no-cov -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-ray: $(STAMP) ## replicas on Ray Serve, on this machine, ~4 minutes
+test-ray: test-ray-server test-ray-cluster test-ray-contract ## all of replicas on Ray Serve, ~35 minutes
+
+test-ray-server: $(STAMP) ## replicas on Ray Serve, on this machine, ~4 minutes
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/ray.txt
 	$(BIN)/pytest tests/ray -m "not soak" -n 0 --no-cov $(ARGS)
 
