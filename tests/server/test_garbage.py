@@ -66,11 +66,15 @@ def test_a_request_leaves_no_cycle(serve: Serve, tiny: MakeModel, path: str, way
 
     ask(running, path, body, way)  # what is imported or made once
     idle = tasks(running)
-    with garbage() as found:
-        for _ in range(TIMES):
-            ask(running, path, body, way)
-            assert tasks(running) <= idle
-    assert not {name for name, count in found.items() if count >= TIMES}, found
+    for _ in range(2):  # the remains of an earlier test's server may be found, but only once
+        with garbage() as found:
+            for _ in range(TIMES):
+                ask(running, path, body, way)
+                assert tasks(running) <= idle
+        left = {name for name, count in found.items() if count >= TIMES}
+        if not left:
+            break
+    assert not left, found
 
 
 def ask(running: Running, path: str, body: dict[str, Any], way: str) -> None:
