@@ -110,8 +110,8 @@ def test_what_waits_is_bounded(handler: Keeps, monkeypatch: pytest.MonkeyPatch) 
     on("mlx-guarded-io", lambda: logs.get_logger("a").error("last"))
     assert logs.flush(PATIENCE)
     texts = [r.getMessage() for r in handler.records]
-    (told,) = [text for text in texts if "dropped" in text]
-    assert texts.count("x") + int(told.split()[0]) == 50 and texts[-1] == "last"
+    dropped = [int(text.split()[0]) for text in texts if "dropped" in text]  # told once or twice
+    assert dropped and texts.count("x") + sum(dropped) == 50 and texts[-1] == "last"
 
 
 def test_filters_of_the_application_still_decide(handler: Keeps) -> None:
