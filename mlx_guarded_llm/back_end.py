@@ -1,4 +1,4 @@
-"""What to do where MLX cannot be imported: its back end or another version is to be installed."""
+"""What is installed of MLX, and what to do where it cannot be imported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ BACK_END_HINT = (
     'On Linux install a back end of MLX: pip install "mlx-guarded-llm[cpu]", or [cuda13].'
 )
 _DISTRIBUTION = "mlx-guarded-llm"
+
+
+def installed(distribution: str) -> str | None:
+    """The version of a distribution, or None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def misfits() -> list[str]:
@@ -22,11 +30,8 @@ def misfits() -> list[str]:
     for requirement in map(Requirement, lines):
         if requirement.name not in ("mlx", "mlx-lm") or requirement.marker or requirement.extras:
             continue
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        version = installed(requirement.name)
+        if version is not None and not requirement.specifier.contains(version, prereleases=True):
             wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))
             found.append(f"{requirement.name} {version} is installed, and {wanted} is needed")
     return found

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from ..back_end import installed
 from ..engine.observer import Work
 from ..jsonfile import read_json, write_json
 from ..version import __version__
@@ -93,8 +93,8 @@ def versions() -> dict[str, str]:
     """The packages that may be to blame for a death."""
     found = {"mlx-guarded-llm": __version__}
     for name in ("mlx", "mlx-lm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+        if (version := installed(name)) is not None:
+            found[name] = version
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from ..back_end import installed
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -24,7 +25,7 @@ def visible_gpus(
         environ: in which the variable may leave some out.
         devices: the folder of devices.
     """
-    if not any(map(_installed, _BACK_ENDS)):
+    if not any(map(installed, _BACK_ENDS)):
         return ()
     listed = environ.get(VARIABLE)
     if listed is not None:
@@ -47,11 +48,3 @@ def see_one_gpu() -> tuple[str, ...]:
     if len(gpus) > 1:
         os.environ[VARIABLE] = gpus[0]
     return gpus
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -45,14 +45,14 @@ class GuardedRouter(RequestRouter):
     ) -> list[list[RunningReplica]]:
         """See `RequestRouter`: each replica is a rank of its own."""
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        wanted = _wanted(pending_request)
+        wanted, call = _wanted(pending_request), None
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
-            self._book.withdraw(pending_request.metadata.internal_request_id)
+            call = pending_request.metadata.internal_request_id
+            self._book.withdraw(call)
         ranked = rank(wanted, map(self._book.view, by_name))
-        if pending_request is not None and ranked:
-            name = pending_request.metadata.internal_request_id
-            self._book.chosen(name, wanted, ranked[0].name)
+        if call is not None and ranked:
+            self._book.chosen(call, wanted, ranked[0].name)
         return [[by_name[view.name]] for view in ranked]
 
     def on_request_routed(

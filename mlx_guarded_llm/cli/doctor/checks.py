@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...back_end import import_hint, misfits
+from ...back_end import import_hint, installed, misfits
 from ...errors import GuardedLLMError
 from ...holder import listed
 from ...record.phrases import listing, rate, seconds, size
@@ -72,9 +72,9 @@ def packages() -> Check:
     """The versions of the main dependencies."""
     found, missing = [f"mlx-guarded-llm {__version__}"], []
     for name in ("mlx", "mlx-lm", "transformers", "huggingface-hub"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
+        if (version := installed(name)) is not None:
+            found.append(f"{name} {version}")
+        else:
             missing.append(name)
     if missing:
         return Check(
@@ -224,21 +224,13 @@ def swapped() -> Iterator[Check]:
 
 def idle_gpu() -> Iterator[Check]:
     """A GPU that MLX cannot use, because the back end for the CPU is installed."""
-    if _NVIDIA.exists() and _installed("mlx-cpu"):
+    if _NVIDIA.exists() and installed("mlx-cpu"):
         yield Check(
             name="gpu",
             ok=False,
             text="there is an NVIDIA GPU, and MLX has its back end for the CPU, which is slow",
             hint='pip uninstall mlx-cpu, then pip install "mlx-guarded-llm[cuda13]", or [cuda12].',
         )
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def pip() -> Check:

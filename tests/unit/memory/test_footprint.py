@@ -202,7 +202,7 @@ def test_more_tokens_never_take_less(tokens: int, more: int) -> None:
 def test_a_spread_model_takes_its_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: str, gpus: str, here: int
 ) -> None:
-    monkeypatch.setattr("mlx_guarded_llm.models.gpus._installed", lambda name: True)
+    monkeypatch.setattr("mlx_guarded_llm.models.gpus.installed", lambda name: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     whole = _footprint(tmp_path / "whole", LLAMA_70B)
     files = verify(folder_spec(make_folder(tmp_path / "m"), hosts=hosts), tmp_path / "m")

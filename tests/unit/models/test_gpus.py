@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mlx_guarded_llm.back_end import installed
 from mlx_guarded_llm.models import gpus
 from mlx_guarded_llm.models.gpus import VARIABLE, see_one_gpu, visible_gpus
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "_installed", lambda name: name == "mlx-cuda-12")
+    monkeypatch.setattr(gpus, "installed", lambda name: name == "mlx-cuda-12")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_none_where_there_are_no_devices(tmp_path: Path) -> None:
 
 
 def test_none_where_mlx_has_no_cuda(devices: Path) -> None:
-    if any(map(gpus._installed, gpus._BACK_ENDS)):
+    if any(map(installed, gpus._BACK_ENDS)):
         pytest.skip("MLX has CUDA here")
     assert visible_gpus({VARIABLE: "0"}, devices) == ()
 

@@ -74,7 +74,7 @@ def test_each_rank_has_a_gpu_of_its_own(tmp_path: Path) -> None:
 def test_processes_of_this_machine_have_gpus_where_there_are_enough(
     monkeypatch: pytest.MonkeyPatch, visible: str, hosts: str, network: str, gpus: list[int | None]
 ) -> None:
-    monkeypatch.setattr(gpus_module, "_installed", lambda name: True)
+    monkeypatch.setattr(gpus_module, "installed", lambda name: True)
     monkeypatch.setenv(gpus_module.VARIABLE, visible)
     group = read_hosts(hosts)
     assert (group.network, [host.gpu for host in group.hosts]) == (network, gpus)

@@ -193,14 +193,14 @@ def test_memory_that_is_swapped_out(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_that_stands_idle(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device = tmp_path / "nvidia0"
     monkeypatch.setattr(checks, "_NVIDIA", device)
-    monkeypatch.setattr(checks, "_installed", lambda name: name == "mlx-cpu")
+    monkeypatch.setattr(checks, "installed", lambda name: name == "mlx-cpu")
     assert "problem gpu" not in run("doctor").stdout
     device.touch()
     done = run("doctor")
     assert done.exit_code == 1
     assert "problem gpu" in done.stdout
     assert "cuda13" in done.stdout
-    monkeypatch.setattr(checks, "_installed", lambda name: False)
+    monkeypatch.setattr(checks, "installed", lambda name: False)
     assert "problem gpu" not in run("doctor").stdout
 
 
